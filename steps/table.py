@@ -7,7 +7,13 @@ index) it loads at its first call.
 from collections.abc import Awaitable, Callable, Mapping
 
 from eventing.cloudevent.event import Event
-from eventing.job.plan import EMBED_STEP, MODERATE_STEP, ROUTE_STEP
+from eventing.job.plan import (
+    EMBED_STEP,
+    MODERATE_STEP,
+    MODERATION_INPUT,
+    MODERATION_OUTPUT,
+    ROUTE_STEP,
+)
 from eventing.store.conversation.policy import STEP as MEMORY
 from eventing.store.conversation.store import Conversations
 from eventing.store.file_store import FileStore
@@ -33,7 +39,8 @@ from steps.retrieval.tokens import word_pieces
 from steps.route.step import route
 from steps.semantic_cache.make import semantic_cache
 from steps.validation.guard import GuardClient, Guards
-from steps.validation.moderate import Moderate
+from steps.validation.inline import InlineModeration
+from steps.validation.moderate import Moderate, Moderator
 from steps.validation.moderate_input import NAME as MODERATE_INPUT
 from steps.validation.moderate_input import ModerateInput
 from steps.validation.step import NAME as VALIDATE_OUTPUT
@@ -54,11 +61,15 @@ def handlers(parts: Parts) -> Mapping[str, Handler]:
         )
     )
     conversations, guards = Conversations(parts.redis), _guards(parts)
+    moderator = Moderator(guards)
+    inline = InlineModeration(moderator, parts.settings.plans)
     return {
         **dict.fromkeys(NO_OPS, no_op),
         EMBED_STEP: EmbedStep(_packaged(parts)),
         ROUTE_STEP: route,
-        MODERATE_STEP: Moderate(guards),
+        MODERATE_STEP: Moderate(moderator),
+        MODERATION_INPUT: inline.input,
+        MODERATION_OUTPUT: inline.output,
         GROUND: ground,
         "semantic-cache": semantic_cache(parts),
         MEMORY: Memory(conversations, Recall(conversations, parts.embedder)),

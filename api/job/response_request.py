@@ -13,6 +13,8 @@ from api.view.retrieval import RESULTS
 from eventing.errors import BadRequest, InvalidJob
 from eventing.job.call_fields import (
     FLAG,
+    MODERATION,
+    MODERATION_SCHEMA,
     NAME,
     OBJECT,
     PENALTIES,
@@ -23,6 +25,8 @@ from eventing.job.call_fields import (
     Rules,
     check,
     check_fields,
+    check_moderation,
+    nullable,
     object_schema,
     one_of,
     whole,
@@ -123,6 +127,7 @@ REQUEST_SCHEMA: Final = object_schema(
                 },
             },
         },
+        MODERATION: nullable(MODERATION_SCHEMA),
         "tools": {"type": "array", "items": {"type": "object", "required": ["type"]}},
         "tool_choice": {"type": ["string", "object"]},
     },
@@ -225,6 +230,9 @@ def parse_ask(
     body: dict[str, Any] = {"model": call.get("model"), "messages": messages}
     body |= {name: call[name] for name in _SAME if call.get(name) is not None}
     body |= _options(call)
+    if (moderation := call.get(MODERATION)) is not None:
+        check_moderation(moderation, MODERATION)
+        body[MODERATION] = moderation
     record = {name: call[name] for name in _ECHOED if call.get(name) is not None}
     if record.get("tools") is not None:
         record["tools"] = [_TOOL | tool for tool in record["tools"]]

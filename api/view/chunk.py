@@ -9,7 +9,7 @@ from typing import Any, Final
 import orjson
 
 from api.limit.service_tier import used_tier
-from api.view.outcome import CallFailed, answer_id, answer_of
+from api.view.outcome import CallFailed, answer_id, answer_of, moderation_in
 from api.view.retrieval import LinkFilters
 from eventing.job.answer_links import link_hosts
 from eventing.job.job import CONTENT_FILTER, Job
@@ -101,6 +101,11 @@ class Chunker:
                 kept["delta"] = delta_of(kept.pop("message", None) or {})
             for piece in _pieces(kept, is_chat=self._is_chat):
                 yield self._dump([self._whole(piece)], **extra)
+
+    def moderation(self, job: Job) -> Iterator[bytes]:
+        """The chunk that says what was found in the request and the answer, where the call asked for it."""
+        if found := moderation_in(job):
+            yield self._dump([], moderation=found)
 
     def usage(self, usage: Mapping[str, Any] | None) -> bytes:
         """The last chunk of a stream that requested usage."""

@@ -48,6 +48,7 @@ class ChatCompletion(TypedDict):
     created: int
     model: str
     choices: list[ChatChoice]
+    moderation: NotRequired[dict[str, Any]]
     usage: NotRequired[TokenUsage | None]
 
 

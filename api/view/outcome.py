@@ -9,8 +9,9 @@ from typing import Any, Final
 from api.limit.service_tier import used_tier
 from eventing.errors import BadRequest, TorporError
 from eventing.job.answer_links import shown_result
-from eventing.job.call_fields import MODERATION_URL
+from eventing.job.call_fields import MODERATION, MODERATION_URL
 from eventing.job.job import CHAT_URLS, Job, JobState
+from eventing.job.moderation.inline import moderation_of
 from eventing.job.reasoning import choice_with_both_names
 
 _CALLERS_FAULT: Final = frozenset(
@@ -72,9 +73,21 @@ def answer_of(job: Job) -> Mapping[str, Any]:
     own = tier | {"id": answer_id(job), "created": job.created_ms // 1000, "model": job.answered_by}
     if isinstance(choices := body.get("choices"), list):
         body["choices"] = [_whole(choice_with_both_names(each)) for each in choices]
+    if found := moderation_in(job):
+        body[MODERATION] = found
     if body.get("object") == "chat.completion":
         body = {**_UNASKED, **body}
     return body | own
+
+
+def moderation_in(job: Job) -> Mapping[str, Any] | None:
+    """What was found in an ended job's request and answer, where its call asked for that: as its answer says, or, of
+    one that was withheld, its steps.
+    """
+    if not job.state.is_terminal or MODERATION not in job.request.body:
+        return None
+    said = (job.result or {}).get(MODERATION)
+    return said if isinstance(said, Mapping) else moderation_of(job.pipeline)
 
 
 def _whole(choice: Any) -> Any:

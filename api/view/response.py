@@ -12,10 +12,12 @@ from typing_extensions import TypedDict
 from api.http.described import described
 from api.limit.service_tier import used_tier
 from api.view.job import public_metadata
+from api.view.outcome import moderation_in
 from api.view.retrieval import annotations, search_item
 from eventing.errors import NotFound
 from eventing.job.answer_links import shown_text
 from eventing.job.job import CONTENT_FILTER, Job, JobId, JobState
+from eventing.job.moderation.inline import single_result
 from eventing.store.job_record import compaction_id
 
 RECORD: Final = "torpor.response"
@@ -88,6 +90,8 @@ class ResponseView(TypedDict):
     """From here on what the call said, or the default"""
     previous_response_id: str | None
     conversation: dict[str, str] | None
+    moderation: NotRequired[dict[str, Any]]
+    """What was found in the request and its answer, where the call asked for it"""
     max_output_tokens: int | None
     max_tool_calls: int | None
     parallel_tool_calls: bool
@@ -117,7 +121,7 @@ def response_view(
         reason = job.error
         message = reason.message if reason else "the job failed"
         error = {"code": reason.code if reason else "server_error", "message": message}
-    return {
+    view: ResponseView = {
         "id": response_id(job.id),
         "object": "response",
         "created_at": job.created_ms // 1000,
@@ -152,6 +156,9 @@ def response_view(
         "user": record.get("user"),
         "metadata": public_metadata(job),
     }
+    if found := moderation_in(job):
+        view["moderation"] = single_result(found)
+    return view
 
 
 def _cut_by(job: Job) -> str | None:

@@ -17,6 +17,7 @@ from eventing.job.cache import CacheRules, cache_ask, parse_cache_control
 from eventing.job.fallback import NO_FALLBACKS, Fallbacks, fallback_word
 from eventing.job.followers import Followers
 from eventing.job.job import Job, JobId, JobRequest, JobState
+from eventing.job.moderation.inline import inline_steps
 from eventing.job.plan import NO_PIPELINES, Pipelines, Plan, plan_for
 from eventing.job.store import JobIntake, NewJob, Publication
 from eventing.store.job_record import fresh
@@ -72,7 +73,7 @@ class Intake:
         """
         if new.plan is None:
             plan = self.plan_of(new.request.model, new.skip_steps)
-            for step in new.own_steps:
+            for step in (*new.own_steps, *inline_steps(new.request, self._pipelines)):
                 plan = (plan or Plan(steps=())).with_step(step)
             new = replace(new, plan=plan)
         if self._fallbacks and not (new.plan and new.plan.first):
@@ -152,6 +153,8 @@ class Intake:
         again, plan = replace(job, attempt=job.attempt + 1, deadline_ms=0), None
         if request is not None:
             plan = plan_for(self._pipelines, request.model)
+            for own in inline_steps(request, self._pipelines):
+                plan = (plan or Plan(steps=())).with_step(own)
             step = plan.first if plan else ""
             again = replace(again, request=request, prepared=None, plan=plan, step=step)
         event = request_event(again)

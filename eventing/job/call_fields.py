@@ -5,7 +5,7 @@ refused at submit and wakes no predictor. Fields that are not listed here are le
 fields and values than OpenAI does. Pure.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,6 +16,9 @@ CHAT_BATCH_URL: Final = "/v1/chat/completions/batch"
 
 MODERATION_URL: Final = "/v1/moderations"
 """OpenAI's judgement of texts."""
+
+MODERATION: Final = "moderation"
+"""OpenAI's field of a request that is to be judged, and of the answer that says how."""
 
 Schema = Mapping[str, Any]
 """JSON Schema, as OpenAPI 3.1 has it."""
@@ -138,6 +141,30 @@ _INT64: Final = 2**63
 
 MOST_JUDGED: Final = 512
 """Texts of one moderation."""
+_MODE: Final = one_of("score", "block")
+_SIDE_SCHEMA: Final[Schema] = {
+    "type": ["object", "null"],
+    "required": ["mode"],
+    "properties": {"mode": _MODE.schema},
+    "additionalProperties": False,
+}
+MODERATION_SCHEMA: Final[Schema] = {
+    "type": "object",
+    "required": ["model"],
+    "additionalProperties": False,
+    "properties": {
+        "model": NAME.schema,
+        "policy": {
+            "type": ["object", "null"],
+            "properties": {"input": _SIDE_SCHEMA, "output": _SIDE_SCHEMA},
+            "additionalProperties": False,
+        },
+    },
+}
+"""Which model judges the request and its answer, and whether that only scores or blocks."""
+_ABSENT: Final = FieldRule(
+    "absent: this call is not moderated inline", lambda _: False, {"type": "null"}
+)
 _MAX_CHATS: Final = 128
 """As many answers as `n` may ask for."""
 
@@ -186,6 +213,7 @@ _COMPLETION: Final[Rules] = {
     "best_of": whole(1, 128),
     "suffix": TEXT,
     "echo": FLAG,
+    MODERATION: _ABSENT,
 }
 _EMBEDDING: Final[Rules] = {
     "dimensions": whole(1),
@@ -267,6 +295,7 @@ def request_schema(url: str) -> dict[str, Any]:
         case "/v1/chat/completions":
             needed = {"model": NAME.schema, "messages": _MESSAGES}
             more = {"tools": {**_HOLDERS, "minItems": 1}, "response_format": _FORMAT}
+            more |= {MODERATION: MODERATION_SCHEMA}
             return object_schema(needed, _CHAT, more)
         case "/v1/chat/completions/batch":
             several = {"type": "array", "minItems": 1, "maxItems": _MAX_CHATS, "items": _MESSAGES}
@@ -313,6 +342,7 @@ def check_body(url: str, body: Mapping[str, Any]) -> None:
             _check_tools(body.get("tools"))
             _check_pairs(body)
             _check_format(body.get("response_format"))
+            check_moderation(body.get(MODERATION), f"body.{MODERATION}")
         case "/v1/chat/completions/batch":
             _check_chats(body)
             check_fields(body, _CHAT, "body.")
@@ -326,6 +356,29 @@ def check_body(url: str, body: Mapping[str, Any]) -> None:
         case _:
             _check_prompt(body.get("input"), "body.input")
             check_fields(body, _EMBEDDING, "body.")
+
+
+def check_moderation(value: Any, where: str) -> None:
+    """Raises `InvalidJob` for what is no `moderation {model, policy}`."""
+    if value is None:
+        return
+    _check_members(value, where, ("model", "policy"))
+    check(f"{where}.", value.get("model"), NAME, "model")
+    policy = value.get("policy")
+    if policy is None:
+        return
+    _check_members(policy, f"{where}.policy", ("input", "output"))
+    for side, rule in policy.items():
+        if rule is not None:
+            _check_members(rule, f"{where}.policy.{side}", ("mode",))
+            check(f"{where}.policy.{side}.", rule.get("mode"), _MODE, "mode")
+
+
+def _check_members(value: Any, where: str, known: Collection[str]) -> None:
+    """An object with no other members: one that is not understood could be a check that is not made."""
+    check("", value, OBJECT, where)
+    for name in value.keys() - set(known):
+        raise InvalidJob(f"{where}.{name:.40} is not supported", f"{where}.{name:.40}")
 
 
 def check_fields(body: Mapping[str, Any], rules: Rules, where: str = "") -> None:
@@ -355,6 +408,7 @@ def _check_chats(body: Mapping[str, Any]) -> None:
             raise InvalidJob(
                 f"body.{name} can not be used for several conversations", f"body.{name}"
             )
+    check_fields(body, {MODERATION: _ABSENT}, "body.")
     if body.get("n") not in (None, 1):
         raise InvalidJob("body.n must be 1 for several conversations", "body.n")
 

@@ -21,9 +21,14 @@ from eventing.errors import BadRequest, InvalidJob
 from eventing.known_fields import known_fields, known_value
 from eventing.process.once_loader import OnceLoader
 
-STEP_ORDER: Final = ("moderate-input", "memory", "semantic-cache", "retrieve", "route")
+MODERATION_INPUT: Final = "moderation-input"
+MODERATION_OUTPUT: Final = "moderation-output"
+"""Steps that a request asks for, beside those of its model's plan (`eventing.job.moderation.inline`)."""
+STEP_ORDER: Final = (
+    *("moderate-input", MODERATION_INPUT, "memory", "semantic-cache", "retrieve", "route"),
+)
 """The order of the steps that Torpor knows; each may be absent, and a step of another name may stand anywhere."""
-STEPS_AFTER: Final = ("validate-output", "ground")
+STEPS_AFTER: Final = ("validate-output", MODERATION_OUTPUT, "ground")
 """The steps that Torpor knows after the predictor, in their order; one of another name says `after: true`."""
 ROUTE_STEP: Final = "route"
 """Chooses among the models of its setting `tiers`: a model whose plan has it needs no predictor of its own."""

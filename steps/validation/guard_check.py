@@ -3,7 +3,7 @@
 Called by the step `validate-output`, which holds the whole answer back meanwhile where it blocks.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Final
 
 from eventing.errors import Unavailable
@@ -33,7 +33,8 @@ class GuardCheck:
             return Verdict()
         found: set[str] = set()
         is_clear = True
-        for number, text in enumerate(_choices(call.candidate)):
+        for number, choice in enumerate((call.candidate or {}).get("choices") or ()):
+            text = "\n\n".join(choice_texts(choice))
             asker = f"{call.job.id} {SETTING} {call.job.attempt} {number}"
             try:
                 said = await self._guards.judge(guard, "assistant", text, asker=asker)
@@ -54,7 +55,6 @@ class GuardCheck:
         return Verdict(problems=problems, may_repair=False, detail=detail)
 
 
-def _choices(candidate: Mapping[str, Any] | None) -> Iterator[str]:
-    """Everything that a model wrote in each choice."""
-    for choice in (candidate or {}).get("choices") or ():
-        yield "\n\n".join(texts_in(choice, without=_FORM))
+def choice_texts(choice: Any) -> Iterator[str]:
+    """Everything that a model wrote in a choice."""
+    return texts_in(choice, without=_FORM)

@@ -1,7 +1,8 @@
 """The step `moderate`: answers `/v1/moderations` by rules and a guard model.
 
 A plan that has it makes its model one that the steps serve alone (`pipelines.yaml`). The rules are those of the other
-steps (`eventing.job.moderation.rules`); the `category` of each says where it counts in the answer.
+steps (`eventing.job.moderation.rules`); the `category` of each says where it counts in the answer. With `inline: true`
+requests of other models may ask for it too (`steps.validation.inline`).
 """
 
 import asyncio
@@ -9,16 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eventing.errors import BadRequest, InvalidJob
+from eventing.errors import BadRequest, InvalidJob, TorporError
 from eventing.job.call_fields import MODERATION_URL
 from eventing.job.job import JobError
 from eventing.job.moderation.categories import moderation_result
+from eventing.job.moderation.inline import INLINE
 from eventing.job.moderation.policy import RULES
 from eventing.job.moderation.rules import Rules, parse_rules
+from eventing.job.moderation.window import decoded
 from steps.handler import Answer, Refuse, StepCall, StepOutcome, wrong_setting
 from steps.validation.guard import GuardClient
 from steps.validation.guard_forms import SETTING as GUARD
-from steps.validation.guard_forms import GuardSettings, parse_guard
+from steps.validation.guard_forms import GuardSettings, Role, parse_guard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,8 +40,10 @@ class ModerationRule:
 
 def parse_moderation(settings: Mapping[str, Any]) -> ModerationRule:
     """The rule in a step's settings. Raises `BadRequest` naming the field."""
-    for name in settings.keys() - {RULES, GUARD}:
+    for name in settings.keys() - {RULES, GUARD, INLINE}:
         raise BadRequest(f"{name} is not supported", name)
+    if not isinstance(settings.get(INLINE, False), bool):
+        raise BadRequest("inline must be true or false", INLINE)
     rule = ModerationRule(
         rules=parse_rules(settings.get(RULES)), guard=parse_guard(settings.get(GUARD))
     )
@@ -47,38 +52,56 @@ def parse_moderation(settings: Mapping[str, Any]) -> ModerationRule:
     return rule
 
 
-class Moderate:
-    """The handler: a result for each text, or one for all parts of an input. The client belongs to the caller."""
+class NoVerdict(TorporError):
+    """The guard gave an answer that is none."""
+
+    code = "no_verdict"
+
+
+class Moderator:
+    """Judges texts. The client belongs to the caller."""
 
     def __init__(self, guards: GuardClient) -> None:
         self._guards = guards
 
+    async def result(
+        self, rule: ModerationRule, role: Role, texts: Sequence[str], *, asker: str
+    ) -> dict[str, Any]:
+        """One result for all texts. Raises `Unavailable` while the guard does not answer, `NoVerdict`, and
+        `BadRequest` where it can not be asked.
+        """
+        # In a thread: a long text made to be slow takes seconds, and the process has other runs.
+        found = await asyncio.to_thread(_found, rule.rules, texts)
+        if rule.guard is not None:
+            said = await self._guards.judge(rule.guard, role, "\n\n".join(texts), asker=asker)
+            if not said.is_clear:
+                raise NoVerdict("the guard model gave no verdict")
+            found |= set(said.categories)
+        return moderation_result(dict.fromkeys(found, 1.0), rule.judged)
+
+
+class Moderate:
+    """The handler: a result for each text, or one for all parts of an input. The moderator belongs to the caller."""
+
+    def __init__(self, moderator: Moderator) -> None:
+        self._moderator = moderator
+
     async def __call__(self, call: StepCall) -> StepOutcome:
         """Raises `Unavailable` while the guard does not answer."""
-        try:
-            rule = parse_moderation(call.settings)
-        except BadRequest as error:
-            return wrong_setting(error)
         try:
             inputs = judged_inputs(call.request.url, call.request.body)
         except InvalidJob as error:
             return Refuse(error=JobError(code=error.code, message=error.message, field=error.field))
-        results = []
-        for number, texts in enumerate(inputs):
-            # In a thread: a long text made to be slow takes seconds, and the process has other runs.
-            found = await asyncio.to_thread(_found, rule.rules, texts)
-            if rule.guard is not None:
-                try:
-                    said = await self._guards.judge(
-                        rule.guard, "user", "\n\n".join(texts), asker=f"{call.job.id} {number}"
-                    )
-                except BadRequest as error:
-                    return wrong_setting(error)
-                if not said.is_clear:
-                    message = f"the guard model gave no verdict on input {number}"
-                    return Refuse(error=JobError(code="no_verdict", message=message))
-                found |= set(said.categories)
-            results.append(moderation_result(dict.fromkeys(found, 1.0), rule.judged))
+        try:
+            rule = parse_moderation(call.settings)
+            results = [
+                await self._moderator.result(rule, "user", texts, asker=f"{call.job.id} {number}")
+                for number, texts in enumerate(inputs)
+            ]
+        except BadRequest as error:
+            return wrong_setting(error)
+        except NoVerdict as error:
+            return Refuse(error=JobError(code=error.code, message=error.message))
         flagged = sum(each["flagged"] for each in results)
         result = {"model": call.request.model, "results": results}
         return Answer(result=result, detail={"texts": len(inputs), "flagged": flagged})
@@ -105,4 +128,5 @@ def judged_inputs(url: str, body: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _found(rules: Rules, texts: Sequence[str]) -> set[str]:
-    return {each.category for text in texts for each in rules.findings(text)}
+    forms = [form for text in texts for form in {text, decoded(text)}]
+    return {each.category for form in forms for each in rules.findings(form)}

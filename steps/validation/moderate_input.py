@@ -76,7 +76,10 @@ class ModerateInput:
         if rule.guard is not None and not (categories and rule.is_blocked):
             try:
                 said = await self._guards.judge(
-                    rule.guard, "user", "\n\n".join(_texts(body)), asker=f"{call.job.id} {NAME}"
+                    rule.guard,
+                    "user",
+                    "\n\n".join(request_texts(body)),
+                    asker=f"{call.job.id} {NAME}",
                 )
             except BadRequest as error:
                 return wrong_setting(error)
@@ -104,7 +107,7 @@ def _named(categories: Collection[str]) -> dict[str, Any]:
     return {"categories": sorted(categories)} if categories else {}
 
 
-def _texts(body: Mapping[str, Any]) -> Iterator[str]:
+def request_texts(body: Mapping[str, Any]) -> Iterator[str]:
     """Every text that a model would read of a body."""
     for name in _JUDGED:
         yield from texts_in(body.get(name), without=_FORM)

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from eventing.broker.trigger import PARALLELISM
 from eventing.cloudevent.job_event import PLANNED, PREPARED, REQUESTED
+from eventing.job.moderation.inline import inline_names
 from eventing.job.plan import NO_PIPELINES, Pipelines
 from eventing.redis import keys
 from eventing.store.vector_store.note import WORK_TYPES
@@ -37,7 +38,8 @@ def triggers(
     """
     unknown = [{"not": {"exact": {"model": model}}} for model in {**models, **pipelines}]
     planned = {step.name: None for plan in pipelines.values() for step in plan.steps}
-    steps = {**dict.fromkeys((SEARCH_STEP, RETRIEVE_STEP)), **planned} if steps_url else planned
+    asked = (SEARCH_STEP, RETRIEVE_STEP, *inline_names(pipelines))
+    steps = {**dict.fromkeys(asked), **planned} if steps_url else planned
     return [
         *(
             _requests(settings, name, activator_url(name), is_prepared=name in pipelines)

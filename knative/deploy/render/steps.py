@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import yaml
 
+from eventing.job.moderation.inline import inline_names
 from eventing.job.plan import STEP_ORDER
 from eventing.redis import keys
 from eventing.store.vector_store.note import WORK_TYPES
@@ -34,7 +35,7 @@ def names(values: Values) -> list[str]:
     if not values.steps.max_replicas:
         return []
     planned = [step.name for plan in values.plans.values() for step in plan.steps]
-    known = dict.fromkeys([SEARCH_STEP, RETRIEVE_STEP, *planned])
+    known = dict.fromkeys([SEARCH_STEP, RETRIEVE_STEP, *inline_names(values.plans), *planned])
     order = {name: place for place, name in enumerate(STEP_ORDER)}
     return sorted(known, key=lambda name: order.get(name, len(order)))
 

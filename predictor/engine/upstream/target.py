@@ -14,6 +14,7 @@ import orjson
 from yarl import URL
 
 from eventing.errors import InvalidJob
+from eventing.job.call_fields import MODERATION
 from eventing.process.egress import AllowList, check_url
 from eventing.process.guarded_resolver import GuardedResolver, TargetRefused
 from eventing.process.setting import token_file
@@ -30,6 +31,7 @@ from predictor.errors import EngineDeadError, EngineStartError
 EMBEDDING_URL: Final = "/v1/embeddings"
 _OURS: Final = (
     *("store", "metadata", "background", "prompt_cache_key", "safety_identifier", "service_tier"),
+    MODERATION,
 )
 """Fields that we serve ourselves; a provider would keep them, or charge for them."""
 _CONNECT_S: Final = 5.0

@@ -17,7 +17,7 @@ from eventing.job.job import Job, JobId, JobRequest, JobState
 from steps.handler import Answer, Continue, Refuse, StepCall, Withhold
 from steps.validation.guard import OVERLAP_CHARS, GuardClient, Guards, pieces_of
 from steps.validation.guard_forms import GuardSettings, guard_call, parse_guard, verdict_of
-from steps.validation.moderate import Moderate
+from steps.validation.moderate import Moderate, Moderator
 from steps.validation.moderate_input import ModerateInput
 from steps.validation.step import ValidateOutput, checks, parse_rule
 
@@ -281,7 +281,7 @@ async def test_moderations_are_answered_by_rules_and_a_guard_together(
         url="/v1/moderations", body={"model": "judge", "input": ["poison", "water"]}
     )
     call = called("", {"guard": {"model": "g"}, "rules": rules})
-    outcome = await Moderate(guards)(replace(call, request=request))
+    outcome = await Moderate(Moderator(guards))(replace(call, request=request))
 
     assert isinstance(outcome, Answer)
     ModerationCreateResponse.model_validate({"id": "modr-1", **outcome.result})
@@ -296,7 +296,7 @@ async def test_a_moderation_without_a_verdict_is_no_answer(
 ) -> None:
     endpoint.safe = "hm"
     request = JobRequest(url="/v1/moderations", body={"model": "judge", "input": "water"})
-    outcome = await Moderate(guards)(
+    outcome = await Moderate(Moderator(guards))(
         replace(called("", {"guard": {"model": "g"}}), request=request)
     )
 

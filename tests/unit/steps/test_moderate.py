@@ -11,7 +11,7 @@ from eventing.job.job import Job, JobId, JobRequest, JobState
 from eventing.job.moderation.categories import CATEGORIES
 from steps.handler import Answer, Refuse, StepCall, StepOutcome
 from steps.validation.guard import GuardClient, Guards
-from steps.validation.moderate import Moderate, parse_moderation
+from steps.validation.moderate import Moderate, Moderator, parse_moderation
 
 GUARDS = GuardClient(Guards(clock=SystemClock()))  # asks none here
 RULES = [
@@ -25,7 +25,7 @@ async def judged(given: Any, url: str = "/v1/moderations") -> StepOutcome:
     request = JobRequest(url=url, body={"model": "judge", "input": given})
     job = Job(id=JobId("job_1"), state=JobState.QUEUED, request=request)
     settings = {"rules": RULES}
-    return await Moderate(GUARDS)(
+    return await Moderate(Moderator(GUARDS))(
         StepCall(job=job, request=request, settings=settings, attempt=1, deadline_ms=0)
     )
 

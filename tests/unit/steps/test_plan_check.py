@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 
 from eventing.errors import BadRequest
-from eventing.job.plan import check_served, load_pipelines, parse_pipelines
+from eventing.job.plan import (
+    MODERATION_INPUT,
+    MODERATION_OUTPUT,
+    check_served,
+    load_pipelines,
+    parse_pipelines,
+)
 from eventing.store.vector_store.query import SEARCH_STEP
 from steps.check import CHECKS, check_installed, check_steps
 from steps.handler import Handler
@@ -29,7 +35,7 @@ async def test_every_step_of_the_table_is_checked() -> None:
 
     await StepServer(StepsSettings(), kept).close()
 
-    assert set(CHECKS) == set(tables[0]) - {SEARCH_STEP}
+    assert set(CHECKS) == set(tables[0]) - {SEARCH_STEP, MODERATION_INPUT, MODERATION_OUTPUT}
 
 
 @pytest.mark.parametrize(
