@@ -122,11 +122,12 @@ _WAITING = {
     "ImagePullBackOff": "the image cannot be pulled",
     "InvalidImageName": "the image's name is not one",
     "CreateContainerConfigError": "a Secret or ConfigMap that it reads is missing",
-    "CrashLoopBackOff": "it ends again and again; see `torpor logs`",
+    "CrashLoopBackOff": "it ends again and again",
     "RunContainerError": "it cannot be started",
 }
 
 
+_WITH_OWN_EVENTS = ("InferenceService", "ScaledObject")
 _MOUNT_REASONS = ("FailedMount", "FailedAttachVolume")
 _POD_NAME = re.compile(r'\bpods? "[^"]*"')
 
@@ -136,17 +137,36 @@ def nameless(message: str) -> str:
     return _POD_NAME.sub("pods", message)
 
 
-def why_stuck(pods: Iterable[Resource], events: Iterable[Resource]) -> list[str]:
-    """Give the reasons in pods and events, without repetitions, the clearest first."""
+# A ReplicaSet's hash and a pod's suffix have no vowels, so no word is one.
+_SUFFIX = "-[bcdfghjklmnpqrstvwxz2-9]+"
+_MADE_FROM = {
+    "Deployment": f"({_SUFFIX}){{0,2}}",
+    "StatefulSet": r"(-\d+)?",
+    "Job": f"({_SUFFIX})?",
+    "InferenceService": "(-predictor.*)?",
+}
+
+
+def is_made_from(kind: str, name: str, made: str) -> bool:
+    """Say whether an object's name is that of a kind's object, or of one that its controllers make from it."""
+    return re.fullmatch(re.escape(name) + _MADE_FROM.get(kind, ".*"), made) is not None
+
+
+def why_stuck(
+    pods: Iterable[Resource], events: Iterable[Resource], *, is_ready: bool = False
+) -> list[str]:
+    """Give the reasons in pods and events, without repetitions, the clearest first. With `is_ready`, events about
+    the object itself are over.
+    """
     pods_by_reason: dict[str, list[str]] = {}  # a reason, and the pods that it is pods_by_reason of
-    mounted = set()
+    waits_for_volume = set()
     for pod in pods:
-        if _has_started_container(pod):
-            mounted.add(pod["metadata"]["name"])
+        if not _has_started_container(pod):
+            waits_for_volume.add(pod["metadata"]["name"])
         for place, reason in _pod_reasons(pod):
             pods_by_reason.setdefault(reason, []).append(f"{pod['metadata']['name']}{place}")
     found = [f"{_first_of_several(names)}: {reason}" for reason, names in pods_by_reason.items()]
-    current = (event for event in events if not _is_over(event, mounted))
+    current = (event for event in events if not _is_over(event, waits_for_volume, is_ready))
     found += [said for event in current if (said := _event_reason(event))]
     return list(dict.fromkeys(found))
 
@@ -160,10 +180,12 @@ def _has_started_container(pod: Resource) -> bool:
     return any(box.get("containerID") for box in boxes)
 
 
-def _is_over(event: Resource, mounted: set[str]) -> bool:
-    """An API server keeps an event for an hour; a container that was started has its volumes."""
-    about = (event.get("involvedObject") or {}).get("name")
-    return event.get("reason") in _MOUNT_REASONS and about in mounted
+def _is_over(event: Resource, waits_for_volume: set[str], is_ready: bool) -> bool:
+    """An API server keeps an event for an hour: its pod may be gone or started since, its object ready."""
+    about = event.get("involvedObject") or {}
+    if event.get("reason") in _MOUNT_REASONS:
+        return about.get("name") not in waits_for_volume
+    return is_ready and about.get("kind") in _WITH_OWN_EVENTS
 
 
 def _first_of_several(names: list[str]) -> str:
@@ -181,13 +203,18 @@ def _pod_reasons(pod: Resource) -> Iterable[tuple[str, str]]:
         *(status.get("containerStatuses") or []),
     ]
     for box in boxes:
-        yield from _container_reasons(box)
+        yield from _container_reasons(pod["metadata"], box)
 
 
-def _container_reasons(box: dict[str, Any]) -> Iterable[tuple[str, str]]:
+def _container_reasons(pod: dict[str, Any], box: dict[str, Any]) -> Iterable[tuple[str, str]]:
     state = box.get("state") or {}
     reason = (state.get("waiting") or {}).get("reason", "")
-    if reason in _WAITING:
+    if (
+        reason == "CrashLoopBackOff"
+    ):  # its message has the seconds of this wait: another text each time
+        where = f"-n {pod.get('namespace', 'default')} logs {pod['name']} -c {box['name']}"
+        yield f"/{box['name']}", f"{_WAITING[reason]}; `kubectl {where} --previous` says why"
+    elif reason in _WAITING:
         said = (state["waiting"].get("message") or "").strip()
         yield f"/{box['name']}", _WAITING[reason] + (f" ({said[:200]})" if said else "")
     last = (box.get("lastState") or {}).get("terminated") or {}
@@ -223,6 +250,6 @@ def _event_reason(event: Resource) -> str | None:
             f"{about}: KServe started before Knative was installed: `kubectl -n kserve rollout "
             "restart deployment kserve-controller-manager`"
         )
-    if (event.get("involvedObject") or {}).get("kind") in ("InferenceService", "ScaledObject"):
+    if (event.get("involvedObject") or {}).get("kind") in _WITH_OWN_EVENTS:
         return f"{about}: {event.get('reason')}: {message[:200]}"
     return None

@@ -145,7 +145,7 @@ async def _row(cluster: Cluster, resource: Resource) -> Row:
     )
     # A predictor at zero is ready by its conditions, and so is one whose only pod crashes again and again.
     is_quiet = state.is_ready and ref.kind != "InferenceService"
-    stuck = () if is_quiet else tuple(await stuck_reasons(cluster, ref))
+    stuck = () if is_quiet else tuple(await stuck_reasons(cluster, ref, is_ready=state.is_ready))
     return Row(ref, _replicas(resource), state, stuck)
 
 

@@ -27,7 +27,14 @@ from knative.deploy.errors import (
     ObjectNotFound,
 )
 from knative.deploy.errors import NotReady as NotReadyError
-from knative.deploy.readiness import READY, ObjectReadiness, readiness, waits_for, why_stuck
+from knative.deploy.readiness import (
+    READY,
+    ObjectReadiness,
+    is_made_from,
+    readiness,
+    waits_for,
+    why_stuck,
+)
 from knative.deploy.rollout import knative_service
 from knative.deploy.rollout import release as history
 from knative.deploy.rollout.canary import is_traffic_split
@@ -347,20 +354,24 @@ async def _what_is_missing(
     return "\n".join(lines)
 
 
-async def stuck_reasons(cluster: Cluster, ref: Ref) -> list[str]:
+async def stuck_reasons(cluster: Cluster, ref: Ref, *, is_ready: bool = False) -> list[str]:
     """Give why an object's pods are not ready, from the pods and the namespace's warnings."""
     try:
         pods, _ = await cluster.list("v1", "Pod", ref.namespace)
         events, _ = await cluster.list("v1", "Event", ref.namespace, fieldSelector="type=Warning")
     except DeployError as error:
         return [f"(cannot look into pods: {error})"]
-    mine = [pod for pod in pods if pod["metadata"]["name"].startswith(f"{ref.name}-")]
-    about = [
-        event
-        for event in events
-        if str((event.get("involvedObject") or {}).get("name", "")).startswith(ref.name)
-    ]
-    return why_stuck(mine, about)
+    mine = [pod for pod in pods if is_made_from(ref.kind, ref.name, pod["metadata"]["name"])]
+    about = [event for event in events if _is_about(event.get("involvedObject") or {}, ref)]
+    return why_stuck(mine, about, is_ready=is_ready)
+
+
+def _is_about(seen: Resource, ref: Ref) -> bool:
+    """An InferenceService and the ScaledObject beside it have one name."""
+    own = ("InferenceService", "ScaledObject")
+    if seen.get("kind") in own and ref.kind in own:
+        return (seen["kind"], seen.get("name")) == (ref.kind, ref.name)
+    return is_made_from(ref.kind, ref.name, str(seen.get("name", "")))
 
 
 async def roll_back(

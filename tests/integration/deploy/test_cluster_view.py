@@ -24,7 +24,7 @@ async def test_status_shows_readiness_and_reasons(cluster: Cluster, server: ApiS
         {
             "apiVersion": "v1",
             "kind": "Pod",
-            "metadata": {"name": "torpor-api-1", "namespace": "torpor"},
+            "metadata": {"name": "torpor-api-6c9d5d64bf-x524b", "namespace": "torpor"},
             "status": {"conditions": [pending]},
         }
     )
@@ -34,6 +34,43 @@ async def test_status_shows_readiness_and_reasons(cluster: Cluster, server: ApiS
     assert row.replicas == "0/1"
     assert not row.state.is_ready
     assert "no node has a free GPU" in row.stuck[0]
+
+
+async def test_a_model_shows_neither_the_warnings_of_its_canary_nor_those_of_its_scaler(
+    cluster: Cluster, server: ApiServer
+) -> None:
+    ours = {"app.kubernetes.io/part-of": "torpor"}
+    server.put(
+        {
+            "apiVersion": "serving.kserve.io/v1beta1",
+            "kind": "InferenceService",
+            "metadata": {"name": "thinker", "namespace": "torpor", "labels": ours},
+            "spec": {"predictor": {}},
+            "status": {"conditions": [{"type": "Ready", "status": "False", "message": "starts"}]},
+        }
+    )
+    for number, (kind, name) in enumerate(
+        [
+            ("InferenceService", "thinker-canary"),
+            ("ScaledObject", "thinker"),
+            ("InferenceService", "thinker"),
+        ]
+    ):
+        server.put(
+            {
+                "apiVersion": "v1",
+                "kind": "Event",
+                "metadata": {"name": f"e{number}", "namespace": "torpor"},
+                "type": "Warning",
+                "reason": "Failed",
+                "message": f"of the {kind} {name}",
+                "involvedObject": {"kind": kind, "name": name},
+            }
+        )
+
+    (row,) = await cluster_view.rows(cluster, "torpor")
+
+    assert row.stuck == ("thinker: Failed: of the InferenceService thinker",)
 
 
 async def test_a_snapshot_passes_over_what_is_not_installed_or_not_allowed(

@@ -72,7 +72,7 @@ async def test_an_object_that_never_becomes_ready_is_reported_with_its_reason(
         {
             "apiVersion": "v1",
             "kind": "Pod",
-            "metadata": {"name": "torpor-api-1", "namespace": "torpor"},
+            "metadata": {"name": "torpor-api-6c9d5d64bf-x524b", "namespace": "torpor"},
             "status": {"containerStatuses": [{"name": "api", "state": {"waiting": waiting}}]},
         }
     )

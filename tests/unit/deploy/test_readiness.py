@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from knative.deploy.readiness import readiness, why_stuck
+from knative.deploy.readiness import is_made_from, readiness, why_stuck
 
 
 def live(kind: str, spec: dict[str, Any] | None = None, **status: Any) -> dict[str, Any]:
@@ -166,3 +166,96 @@ def test_a_volume_that_is_mounted_since_is_no_reason(reason: str) -> None:
 
 def test_a_healthy_pod_gives_no_reason() -> None:
     assert why_stuck([box(state={"running": {}})], [{"type": "Normal", "message": "quota"}]) == []
+
+
+@pytest.mark.parametrize("reason", ["FailedMount", "FailedAttachVolume"])
+def test_a_volume_of_a_pod_that_is_gone_is_no_reason(reason: str) -> None:
+    event = {
+        "type": "Warning",
+        "reason": reason,
+        "message": 'MountVolume.SetUp failed for volume "keys" : secret "torpor-api-keys" not found',
+        "involvedObject": {"kind": "Pod", "name": "torpor-api-8458ddc857-c8vt5"},
+    }
+    new = pod()
+    new["metadata"]["name"] = "torpor-api-9d7ffbd94-rk7kk"
+
+    assert why_stuck([new], [event]) == []
+
+
+# Recorded of an install that went well, minutes after everything was ready.
+WHILE_IT_STARTED = [
+    {
+        "type": "Warning",
+        "reason": "UpdateFailed",
+        "message": 'Failed to update status for InferenceService "thinker": Operation cannot be fulfilled',
+        "involvedObject": {"kind": "InferenceService", "name": "thinker"},
+    },
+    {
+        "type": "Warning",
+        "reason": "KEDAScalerFailed",
+        "message": "connection to redis failed: dial tcp 10.96.7.168:6379: connect: connection refused",
+        "involvedObject": {"kind": "ScaledObject", "name": "thinker"},
+    },
+]
+
+
+def test_warnings_about_an_object_that_is_ready_since_are_no_reason() -> None:
+    assert len(why_stuck([], WHILE_IT_STARTED)) == 2
+    assert why_stuck([], WHILE_IT_STARTED, is_ready=True) == []
+
+
+def test_a_refused_pod_of_a_model_that_is_ready_at_zero_is_still_a_reason() -> None:
+    refused = {
+        "type": "Warning",
+        "message": 'pods "x" is forbidden: violates PodSecurity "restricted"',
+        "involvedObject": {"kind": "ReplicaSet", "name": "thinker-predictor-6f9b7c"},
+    }
+
+    assert len(why_stuck([], [refused], is_ready=True)) == 1
+
+
+def test_a_crash_loop_is_one_reason_however_long_its_wait_is_and_names_the_command() -> None:
+    def crashes(wait: str) -> dict[str, Any]:
+        message = (
+            f"back-off {wait} restarting failed container=rabbitmq pod=torpor-rabbitmq-server-0"
+        )
+        found = box(state={"waiting": {"reason": "CrashLoopBackOff", "message": message}})
+        found["metadata"] = {"name": "torpor-rabbitmq-server-0", "namespace": "torpor"}
+        return found
+
+    (first,), (second,) = (why_stuck([crashes(wait)], []) for wait in ("20s", "1m20s"))
+
+    assert first == second
+    assert "`kubectl -n torpor logs torpor-rabbitmq-server-0 -c c --previous`" in first
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "made"),
+    [
+        ("Deployment", "torpor-broker", "torpor-broker-dbb5c7d74-x5gr7"),
+        ("Deployment", "torpor-broker", "torpor-broker-dbb5c7d74"),
+        ("StatefulSet", "torpor-redis", "torpor-redis-0"),
+        ("Job", "torpor-first-secrets", "torpor-first-secrets-4nb8n"),
+        ("InferenceService", "thinker", "thinker"),
+        ("InferenceService", "thinker", "thinker-predictor-797c575cf4-4q7hs"),
+        ("InferenceService", "thinker", "thinker-predictor-00001-deployment-674bbd99cf-rlfjb"),
+        ("RabbitmqCluster", "torpor-rabbitmq", "torpor-rabbitmq-server-0"),
+        ("Trigger", "requests-thinker", "requests-thinker-dispatcher-84c4689894-gdj2g"),
+    ],
+)
+def test_a_pod_is_of_the_object_that_it_was_made_from(kind: str, name: str, made: str) -> None:
+    assert is_made_from(kind, name, made)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "made"),
+    [
+        ("Deployment", "torpor-broker", "torpor-broker-ingress-854c6f6f84-gr87b"),
+        ("Deployment", "torpor-broker", "torpor-broker-ingress-854c6f6f84"),
+        ("InferenceService", "thinker", "thinker-canary"),
+        ("InferenceService", "thinker", "thinker-canary-predictor-755c79d75c-mfxgg"),
+        ("StatefulSet", "torpor-redis", "torpor-redis-backup-0"),
+    ],
+)
+def test_a_pod_of_a_longer_name_is_of_another_object(kind: str, name: str, made: str) -> None:
+    assert not is_made_from(kind, name, made)
