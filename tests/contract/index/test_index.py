@@ -95,6 +95,39 @@ async def test_a_tenant_finds_nothing_of_another(index: Index) -> None:
     assert ids(await search(index, Query(vector=unit(0)))) == ["a"]
 
 
+async def test_each_of_many_tenants_finds_its_own_chunks_alone(index: Index) -> None:
+    """Of the same ids, words and vectors, whatever a tenant is called, and after others have deleted theirs."""
+    tenants = [
+        "acme",
+        "acme:docs",
+        "*",
+        "a}:vectors",
+        "{acme}",
+        "",
+        "é",
+        "a\nb",
+        "%",
+        "'; --",
+        "A" * 200,
+    ]
+    for tenant in tenants:
+        mine = [chunk(f"{n}", n % 4, f"lease of {tenant!r}", owner=tenant) for n in range(20)]
+        await filled(index, *mine, tenant=tenant)
+    for tenant in tenants[:3]:
+        assert await index.delete(tenant, "docs", where=Comparison("owner", "nin", ("x",))) == 20
+
+    for tenant in tenants:
+        left = 0 if tenant in tenants[:3] else 20
+        for query in (
+            Query(vector=unit(0), k=500),
+            Query(text="lease", k=500),
+            Query(text="lease", vector=unit(1), k=500, filter=Comparison("owner", "ne", "x")),
+        ):
+            hits = await search(index, query, tenant=tenant)
+            assert len(hits) == left
+            assert {hit.attributes["owner"] for hit in hits} <= {tenant}
+
+
 async def test_names_that_need_escaping_are_apart(index: Index) -> None:
     await filled(index, chunk("a", 0), tenant="a:b", name="c")
     await filled(index, chunk("b", 0), tenant="a", name="b:c")

@@ -5,11 +5,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from redis.asyncio import Redis
 
 from steps.embedding.packaged import PackagedEmbedder
-from steps.index.embedded import EmbeddedIndex
-from steps.index.index import Chunk, Query
+from steps.index.index import Chunk, Index, Query
 
 LIBRARY = json.loads((Path(__file__).parent / "library.json").read_text())
 """Passages, and questions with other words or with the very code that stands there."""
@@ -25,9 +23,8 @@ async def embedder() -> AsyncIterator[PackagedEmbedder]:
 
 @pytest.mark.timeout(60)
 async def test_both_together_find_at_least_what_each_finds_alone(
-    redis: Redis, embedder: PackagedEmbedder
+    index: Index, embedder: PackagedEmbedder
 ) -> None:
-    index = EmbeddedIndex(redis)
     texts = [entry["text"] for entry in LIBRARY]
     await index.create("t", "n", dim=embedder.dim, model_revision=embedder.revision)
     chunks = [
@@ -56,4 +53,3 @@ async def test_both_together_find_at_least_what_each_finds_alone(
         both, near, words = [await recall(k, *each) for each in ((1, 1), (1, 0), (0, 1))]
         assert both >= max(near, words), (k, both, near, words)
     assert both == 1.0
-    await index.aclose()
