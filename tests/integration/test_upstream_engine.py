@@ -233,6 +233,21 @@ async def test_without_a_fallback_an_open_breaker_and_a_broken_answer_lead_to_no
     assert second.bodies == []
 
 
+async def test_a_stand_in_is_asked_to_answer_itself_and_so_is_the_first_where_the_caller_wants_no_other(
+    redis_url: str,
+) -> None:
+    async with (
+        two_providers() as (first, second),
+        engine_at(first.url, second.url, redis_url=redis_url) as engine,
+    ):
+        first.answers = [refuses(500), says("Paris")]
+        await all_steps(engine, asked())
+        await all_steps(engine, replace(asked(), allows_fallback=False))
+
+    assert [each.get("torpor-fallback") for each in first.headers] == [None, "none"]
+    assert [each.get("torpor-fallback") for each in second.headers] == ["none"]
+
+
 async def test_an_answer_that_has_begun_is_never_glued_to_anothers(redis_url: str) -> None:
     async with (
         two_providers() as (first, second),

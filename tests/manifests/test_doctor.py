@@ -446,6 +446,10 @@ BREAKS = [
     Break("provider-tenants", "queue", add=provider(TENANTS="acme")),
     Break("provider-tenants", "queue", add=[*provider(), plans(tiers("thinker", "big"))]),
     Break("provider-tenants", "queue", add=[*provider(), plans(tiers({"model": "big", "tenants": ["acme", "zen"]}))]),
+    Break("provider-tenants", "queue", add=[*provider(), plans({"thinker": {"fallback": "big"}})]),
+    Break("provider-tenants", "queue", add=[*provider(), plans({"thinker": {"steps": [{"step": "validate-output", "settings": {"cascade": ["big"]}}]}})]),
+    Break("provider-fallback", "queue", add=[*provider(), plans({"thinker": {"fallback": "bigg"}})]),
+    Break("steps-block", "queue", add=plans({"thinker": {"fallback": 7}})),
     Break("provider-price", "queue", add=provider(price=0)),
     Break("provider-fallback", "queue", add=provider(FALLBACKS=own("thinkr"))),
     Break("provider-fallback", "queue", add=provider(FALLBACKS=own("big"))),
@@ -535,7 +539,11 @@ def test_a_mistake_is_named_by_its_rule(overlays: dict[str, Resources], mistake:
 
 
 def test_a_sound_provider_breaks_none_of_its_rules(overlays: dict[str, Resources]) -> None:
-    mistake = Break("", "queue", add=[*provider(FALLBACKS=own("thinker")), plans(tiers("thinker"))])
+    sound = {
+        **tiers("thinker", {"model": "big", "tenants": ["acme"]}),
+        "thinker": {"fallback": {"model": "big", "tenants": ["acme"]}},
+    }
+    mistake = Break("", "queue", add=[*provider(FALLBACKS=own("thinker")), plans(sound)])
     out = {"podSelector": {}, "egress": [{"ports": [{"port": 443}, {"port": 8000}]}]}
     policy = {
         "apiVersion": "networking.k8s.io/v1",

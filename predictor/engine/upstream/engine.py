@@ -75,7 +75,8 @@ class UpstreamEngine:
         """`state_of` gives the limits and the breaker of an endpoint."""
         self._settings = settings
         self._targets = [
-            Target(each, settings.allowed, stall_s=settings.stall_s) for each in settings.endpoints
+            Target(each, settings.allowed, stall_s=settings.stall_s, is_stand_in=place > 0)
+            for place, each in enumerate(settings.endpoints)
         ]
         self._states = [state_of(each) for each in settings.endpoints]
         self._settling: set[asyncio.Task[None]] = set()

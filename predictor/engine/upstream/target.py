@@ -64,13 +64,18 @@ class Answer:
 
 
 class Target:
-    """An endpoint with its connections."""
+    """An endpoint with its connections. One that stands in for another is asked to answer itself, so that models which
+    stand in for each other, here or in several Torpors, ask in no circle.
+    """
 
-    def __init__(self, endpoint: Endpoint, allowed: AllowList, *, stall_s: float) -> None:
+    def __init__(
+        self, endpoint: Endpoint, allowed: AllowList, *, stall_s: float, is_stand_in: bool
+    ) -> None:
         self.endpoint: Final = endpoint
         self._base = endpoint.url.rstrip("/")
         self._allowed = allowed
         self._stall_s = stall_s
+        self._is_stand_in = is_stand_in
         self._session: aiohttp.ClientSession | None = None
 
     @property
@@ -113,6 +118,8 @@ class Target:
             headers = self._headers(request.idempotency_key) | {"content-type": "application/json"}
         except ValueError as error:  # a Secret that is being replaced
             raise UpstreamUnavailable(str(error)) from error
+        if self._is_stand_in or not request.allows_fallback:
+            headers["torpor-fallback"] = "none"
         body = orjson.dumps(provider_body(request, self.endpoint.model))
         url = f"{self._base}{request.url.removeprefix('/v1')}"
         try:

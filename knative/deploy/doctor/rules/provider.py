@@ -8,9 +8,9 @@ from typing import Any, Final
 
 from yarl import URL
 
-from eventing.job.plan import ROUTE_STEP, Plan, tiers_of
+from eventing.job.plan import ROUTE_STEP, tiers_of
 from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault
-from knative.deploy.doctor.rules.steps import PIPELINES, plans_of
+from knative.deploy.doctor.rules.steps import PIPELINES, fallbacks_of, plans_of
 from knative.deploy.doctor.view import ResourceView, dig, engine, is_canary, number, variable
 from knative.deploy.emit import Resource
 from knative.deploy.render import parts
@@ -98,23 +98,26 @@ def provider_tenants(view: ResourceView) -> Iterator[Fault]:
             shown = _given(predictor, "TENANTS") or None
             yield fault(predictor, f"{_SETTING}TENANTS", shown, 'a list of tenants, or ["*"]')
             continue
-        file = view.named("ConfigMap", PIPELINES, "v1")
-        for model, plan in plans_of(view).items() if file and _ALL not in tenants else ():
-            if others := _others_sent(plan, name, tenants):
-                where, must = f"{model}: tier {name}", f"tenants of {json.dumps(tenants)}"
-                yield fault(file or predictor, where, others, must)
+        file = view.named("ConfigMap", PIPELINES, "v1") or predictor
+        for where, sent in _sent(view, name) if _ALL not in tenants else ():
+            if others := "all tenants" if not sent else ", ".join(sorted({*sent} - {*tenants})):
+                yield fault(file, where, others, f"tenants of {json.dumps(tenants)}")
 
 
-def _others_sent(plan: Plan, model: str, tenants: Collection[Any]) -> str:
-    """The tenants, in words, that a plan may send to a model and that are not among its own."""
-    step = plan.step(ROUTE_STEP)
-    for tier in step.settings["tiers"] if step and model in tiers_of(plan) else ():
-        if tier == model:
-            return "all tenants"
-        if isinstance(tier, dict) and tier.get("model") == model:
-            others = [each for each in tier.get("tenants") or () if each not in tenants]
-            return ", ".join(others) if tier.get("tenants") else "all tenants"
-    return ""
+def _sent(view: ResourceView, model: str) -> Iterator[tuple[str, Collection[str]]]:
+    """Where jobs of others are sent to a model, and the tenants whose jobs may be; none for all."""
+    for name, plan in plans_of(view).items():
+        step = plan.step(ROUTE_STEP)
+        for tier in step.settings["tiers"] if step and model in tiers_of(plan) else ():
+            if tier == model:
+                yield f"{name}: tier {model}", ()
+            elif isinstance(tier, dict) and tier.get("model") == model:
+                yield f"{name}: tier {model}", tier.get("tenants") or ()
+        if any(model in (each.settings.get("cascade") or ()) for each in plan.after):
+            yield f"{name}: cascade {model}", ()
+    for name, fallback in fallbacks_of(view).items():
+        if fallback.model == model:
+            yield f"{name}: fallback {model}", fallback.tenants
 
 
 @register.rule(
@@ -160,6 +163,11 @@ def _cards(view: ResourceView) -> dict[str, dict[str, Any]]:
 def provider_fallback(view: ResourceView) -> Iterator[Fault]:
     plans, providers = plans_of(view), _providers(view)
     known = {*_cards(view), *plans}
+    file = view.named("ConfigMap", PIPELINES, "v1")
+    for model, fallback in fallbacks_of(view).items():
+        if file and known and fallback.model not in known:
+            must = f"one of {', '.join(sorted(known))}"
+            yield fault(file, f"{model}: fallback", fallback.model, must)
     asked = {model: tiers_of(plan) for model, plan in plans.items()}
     own = {each["metadata"]["name"]: _own_models(each) for each in providers}
     for predictor in providers:

@@ -8,6 +8,7 @@ import yaml
 
 from eventing.errors import BadRequest
 from eventing.job.cache import parse_cache_rules
+from eventing.job.fallback import Fallbacks, parse_fallbacks
 from eventing.job.plan import Pipelines, parse_pipelines
 from eventing.telemetry.audit import (
     AuditRules,
@@ -29,6 +30,14 @@ def plans_of(view: ResourceView) -> Pipelines:
     """Give the plans that can be read; a file that cannot be is a fault of `steps-block`."""
     try:
         return parse_pipelines(_document(view))
+    except (BadRequest, yaml.YAMLError):
+        return {}
+
+
+def fallbacks_of(view: ResourceView) -> Fallbacks:
+    """Give the models that stand in for others; those that cannot be read are a fault of `steps-block`."""
+    try:
+        return parse_fallbacks(_document(view))
     except (BadRequest, yaml.YAMLError):
         return {}
 
@@ -70,6 +79,7 @@ def steps_block(view: ResourceView) -> Iterator[Fault]:
         parse_pipelines(_document(view))
         parse_cache_rules(_document(view))
         parse_audit_rules(_document(view))
+        parse_fallbacks(_document(view))
     except BadRequest as error:
         yield fault(file, _FILE, error.field or "unreadable", error.message)
     except yaml.YAMLError:
