@@ -23,6 +23,7 @@ _LISTED = (
     "replicas:",
     "webhooks",
     "api-keys",
+    "vectorstores:of:",
     "clock",
     "ping",
     "unarchived",
