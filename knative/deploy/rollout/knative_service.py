@@ -22,6 +22,7 @@ from knative.deploy.rollout.client import Cluster, Ref
 API_VERSION = "serving.knative.dev/v1"
 HASH = "torpor.dev/revision"
 _OF_SERVICE = "serving.knative.dev/service"
+_OF_REVISION = "serving.knative.dev/revision"
 
 
 def with_hashes(resources: Sequence[Resource]) -> list[Resource]:
@@ -86,11 +87,18 @@ async def readiness_of(cluster: Cluster, predictor: Resource) -> ObjectReadiness
     return service_readiness(live, annotation(predictor, HASH))
 
 
-def never_ready(service: Resource, revisions: Sequence[Resource]) -> list[str]:
-    """Give the superseded revisions that never became ready, which Knative goes on trying."""
+def never_ready(
+    service: Resource, revisions: Sequence[Resource], deployments: Sequence[Resource]
+) -> list[str]:
+    """Give the superseded revisions that never became ready, which Knative goes on trying.
+
+    One that was ready once may have calls that wait for its pods. Without the revision the activator would hold them
+    until they time out.
+    """
     status = service.get("status") or {}
     kept = {status.get("latestCreatedRevisionName"), status.get("latestReadyRevisionName")}
     kept |= {route.get("revisionName") for route in status.get("traffic") or []}
+    kept |= {_revision_of(each) for each in deployments if _came_up(each)}
     return [
         revision["metadata"]["name"]
         for revision in revisions
@@ -103,6 +111,16 @@ def _is_ready(revision: Resource) -> bool:
     return any(c.get("type") == "Ready" and c.get("status") == "True" for c in conditions)
 
 
+def _revision_of(deployment: Resource) -> str | None:
+    return (deployment["metadata"].get("labels") or {}).get(_OF_REVISION)
+
+
+def _came_up(deployment: Resource) -> bool:
+    """Say whether all pods were available once. The reason stays when pods end, wait or crash later."""
+    conditions = dig(deployment, "status.conditions") or []
+    return any(c.get("reason") == "NewReplicaSetAvailable" for c in conditions)
+
+
 async def drop_never_ready(cluster: Cluster, service: Resource) -> list[Ref]:
     """Delete superseded revisions that never became ready; give them. Without the right to, none."""
     data = service["metadata"]
@@ -110,7 +128,9 @@ async def drop_never_ready(cluster: Cluster, service: Resource) -> list[Ref]:
     label = f"{_OF_SERVICE}={data['name']}"
     try:
         found, _ = await cluster.list(API_VERSION, "Revision", namespace, labelSelector=label)
-        gone = [Ref(API_VERSION, "Revision", n, namespace) for n in never_ready(service, found)]
+        made, _ = await cluster.list("apps/v1", "Deployment", namespace, labelSelector=label)
+        names = never_ready(service, found, made)
+        gone = [Ref(API_VERSION, "Revision", name, namespace) for name in names]
         for ref in gone:
             await cluster.delete(ref)
     except (ClusterForbidden, MissingKind, ObjectNotFound):

@@ -74,6 +74,31 @@ def revision(name: str, *, is_ready: bool) -> dict[str, Any]:
     }
 
 
+def pods_of(name: str, progressing: str) -> dict[str, Any]:
+    """The Deployment that Knative makes of a revision, with the recorded conditions of one whose pod waits."""
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {
+            "name": f"{name}-deployment",
+            "namespace": "torpor",
+            "labels": {
+                "serving.knative.dev/service": NAME,
+                "serving.knative.dev/revision": name,
+            },
+        },
+        "spec": {"replicas": 1},
+        "status": {
+            "replicas": 1,
+            "unavailableReplicas": 1,
+            "conditions": [
+                {"type": "Available", "status": "False", "reason": "MinimumReplicasUnavailable"},
+                {"type": "Progressing", "status": "True", "reason": progressing},
+            ],
+        },
+    }
+
+
 def applied(image: str) -> dict[str, Any]:
     """The predictor as a deploy applies it."""
     (made,) = with_hashes([predictor(image)])
@@ -160,6 +185,7 @@ async def test_superseded_revisions_that_never_came_up_are_deleted(
     server.put(service(applied("predictor:3"), "thinker-3", "thinker-3"))
     server.put(revision("thinker-1", is_ready=True))  # asleep, and good to go back to
     server.put(revision("thinker-2", is_ready=False))
+    server.put(pods_of("thinker-2", "ReplicaSetUpdated"))
     server.put(revision("thinker-3", is_ready=True))
     notes = Notes()
 
@@ -167,6 +193,22 @@ async def test_superseded_revisions_that_never_came_up_are_deleted(
 
     assert server.names("Revision") == {"thinker-1", "thinker-3"}
     assert notes.steps == ["prune Revision/thinker-2"]
+
+
+async def test_a_superseded_revision_that_served_once_is_kept_while_its_pod_waits_for_a_node(
+    cluster: Cluster, server: ApiServer
+) -> None:
+    """Deleted, it left two jobs of a promoted split waiting in the activator, for as long as a request may take."""
+    server.put(service(applied("predictor:3"), "thinker-3", "thinker-3"))
+    server.put(revision("thinker-2", is_ready=False))
+    server.put(pods_of("thinker-2", "NewReplicaSetAvailable"))
+    server.put(revision("thinker-3", is_ready=True))
+    notes = Notes()
+
+    await rollout.wait(cluster, [predictor("predictor:3")], TERMS, notes)
+
+    assert server.names("Revision") == {"thinker-2", "thinker-3"}
+    assert notes.steps == []
 
 
 async def test_knative_serving_is_required_though_no_rendered_object_is_of_its_kind(
