@@ -5,6 +5,7 @@ Called by `api.__main__` and by tests, which pass a broker of their own. It cont
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from fastapi import APIRouter
@@ -29,7 +30,7 @@ from api.job.summaries import Summaries
 from api.job.waiting import QueueWaiting, WakingNotes
 from api.limit.budget import Budgets
 from api.limit.budget_notice import BudgetNotices
-from api.limit.cost import prices_of
+from api.limit.cost import costs_of, prices_of
 from api.limit.gate import LimitGate
 from api.limit.job_budgets import JobBudgets
 from api.limit.limit import limits_of
@@ -452,7 +453,11 @@ def _listeners(parts: Parts) -> tuple[EndListener, ...]:
     """The listeners for ended jobs."""
     of_audits = () if parts.audits is None else (parts.audits.listener,)
     return (
-        JobMetrics([card.name for card in parts.settings.cards], parts.ledger),
+        JobMetrics(
+            [card.name for card in parts.settings.cards],
+            parts.ledger,
+            partial(costs_of, prices=prices_of(parts.settings)),
+        ),
         parts.gate,
         parts.followers,
         WebhookListener(parts.webhooks.store, parts.webhooks.sender.wake),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from api.limit.limit import prompt_tokens
 from api.settings import ApiSettings
 from eventing.job.job import Job
-from eventing.telemetry.cost import Price, TokenPrice
+from eventing.telemetry.cost import Price, TokenPrice, cost_by_kind, spent_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +26,18 @@ def prices_of(settings: ApiSettings) -> Prices:
 
 
 def cost_of(job: Job, prices: Prices) -> float:
-    """What an ended job did cost: GPU time, or what its provider takes for its tokens."""
-    price = prices.tokens.get(job.to_run.model)
-    if price is None or (job.cache is not None and job.cache.is_hit):
-        return prices.gpu.of(job.gpu_ms / 1000)
-    usage = job.usage or {}
-    if not isinstance(usage.get("prompt_tokens"), int):  # it broke off
-        return price.of(prompt_tokens(job.request), job.token_count) if job.attempt else 0.0
-    return price.of(usage["prompt_tokens"], int(usage.get("completion_tokens") or 0))
+    """What an ended job did cost."""
+    return sum(costs_of(job, prices).values())
+
+
+def costs_of(job: Job, prices: Prices) -> dict[str, float]:
+    """The same by what it was spent on (`eventing.telemetry.cost.KINDS`)."""
+    model, usage = job.to_run.model, job.usage
+    if job.cache is not None and job.cache.is_hit:
+        usage = None
+    elif not usage and job.attempt and model in prices.tokens:  # it broke off
+        usage = {
+            "prompt_tokens": prompt_tokens(job.request),
+            "completion_tokens": job.token_count,
+        }
+    return cost_by_kind(spent_tokens(usage, model), job.gpu_ms / 1000, prices.gpu, prices.tokens)

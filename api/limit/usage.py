@@ -7,11 +7,11 @@ from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from api.limit.budget import MICRO
-from api.limit.cost import Prices, cost_of
+from api.limit.cost import Prices, costs_of
 from eventing.job.job import KEY, RUNNABLE_URLS, Job, JobState
 from eventing.live.ended import EndCount
 from eventing.redis import keys
-from eventing.telemetry.cost import TokenPrice
+from eventing.telemetry.cost import TokenPrice, spent_tokens
 from eventing.telemetry.usage import DAY_S
 
 OTHER: Final = "other"
@@ -29,9 +29,9 @@ class UsageTally:
         self._prices = prices
         self.kept_s = kept_days * DAY_S
 
-    def count(self, job: Job) -> EndCount:
+    def count(self, job: Job, url: str) -> EndCount:
         """What the job adds to its tenant's day."""
-        url = job.request.url if job.request.url in RUNNABLE_URLS else ""
+        url = url if url in RUNNABLE_URLS else ""
         model = job.request.model if job.request.model in self._models else OTHER
         return EndCount(
             key=keys.usage_of(job.tenant, job.finished_ms // 1000 // DAY_S),
@@ -51,8 +51,13 @@ def measures_of(job: Job, prices: Prices) -> dict[str, int]:
         "output_tokens": _count(usage, "completion_tokens"),
         "thought_tokens": _count(usage.get("completion_tokens_details"), "reasoning_tokens"),
         "gpu_ms": max(job.gpu_ms, 0),
-        "cost": round(cost_of(job, prices) * MICRO),
     }
+    costs = costs_of(job, prices)
+    found["cost"] = round(sum(costs.values()) * MICRO)
+    for each in spent_tokens(usage, job.to_run.model)[1:]:
+        name = f"{each.kind}_tokens"
+        found[name] = found.get(name, 0) + each.input_tokens + each.output_tokens
+        found[f"{each.kind}_cost"] = round(costs[each.kind] * MICRO)
     if not usage and job.token_count and not job.is_dead_letter:  # it broke off; a redrive goes on
         found["output_tokens"] = job.token_count
     if cache is not None and cache.is_hit and job.state in _ANSWERED:

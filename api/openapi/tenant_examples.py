@@ -60,6 +60,12 @@ _USED: Final = {
         "output_tokens": 5,
         "cost": 0.0,
     },
+    "spent_beside": {
+        "hedged": {"tokens": 0, "cost": 0.0},
+        "retried": {"tokens": 0, "cost": 0.0},
+        "repaired": {"tokens": 17, "cost": 0.0008},
+        "cascaded": {"tokens": 0, "cost": 0.0},
+    },
     "gpu_seconds": 4.2,
     "cost": 0.002917,
 }

@@ -23,7 +23,8 @@ from api.openapi.operation import Text
 from api.routes.jobs import json_response
 from api.routes.route import Call, Routes
 from eventing.errors import BadRequest
-from eventing.job.job import JobState
+from eventing.job.job import RUNNABLE_URLS, JobState
+from eventing.telemetry.cost import ANSWER, KINDS
 from eventing.telemetry.usage import DAY_S, UsageRecords, UsageRow
 
 _MOST_DAYS: Final = 31
@@ -32,6 +33,7 @@ _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 """What a spreadsheet takes for the start of a formula."""
 _CSV: Final = "text/csv"
 _EMBEDDINGS_URL: Final = "/v1/embeddings"
+_COMPLETION_URLS: Final = frozenset(RUNNABLE_URLS) - {_EMBEDDINGS_URL}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +57,7 @@ class CostGroupBy(StrEnum):
 
     KEY = "api_key_id"
     MODEL = "model"
+    LINE_ITEM = "line_item"
 
 
 @described
@@ -82,6 +85,14 @@ class EndedView(TypedDict):
     cancelled: int
 
 
+class SpentView(TypedDict):
+    """Tokens and money that were spent beside the answers, both in the sums."""
+
+    tokens: int
+    cost: float
+
+
+@described
 class UsageResult(TypedDict):
     """What was used. Fields that OpenAI has not: `thought_tokens` and all after it."""
 
@@ -99,6 +110,8 @@ class UsageResult(TypedDict):
     ended: EndedView
     dead_letters: int
     saved: SavedView
+    spent_beside: dict[str, SpentView]
+    """By kind: `hedged`, `retried`, `repaired`, `cascaded`"""
     gpu_seconds: float
     cost: float
 
@@ -110,12 +123,14 @@ class AmountView(TypedDict):
     currency: str
 
 
+@described
 class CostResult(TypedDict):
     """What it cost."""
 
     object: Literal["organization.costs.result"]
     amount: AmountView
-    line_item: None
+    line_item: str | None
+    """What was paid for: the `answer`, or what was spent beside it (`hedged`, `retried`, `repaired`, `cascaded`)"""
     project_id: None
     api_key_id: str | None
     model: NotRequired[str | None]
@@ -190,7 +205,7 @@ _TABLE: Final = Text("As a table", _CSV, "start_time,end_time,api_key_id,model,i
 routes: Routes[OrganizationDeps] = Routes("organization")
 
 _Row = Mapping[str, Any]
-_View = Callable[[OrganizationDeps, Sequence[UsageRow]], dict[str, Any]]
+_View = Callable[[OrganizationDeps, Sequence[UsageRow], Sequence[str]], list[dict[str, Any]]]
 
 
 @routes.operation(
@@ -207,7 +222,7 @@ async def get_completions_usage(call: Call[OrganizationDeps]) -> Response:
     day (UTC) on which it ended, also after it was deleted.
     """
     groups = [str(each) for each in GROUPS.of(call.request.query_params)]
-    return await _page(call, groups, lambda row: row.url != _EMBEDDINGS_URL, _completions)
+    return await _page(call, groups, lambda row: row.url in _COMPLETION_URLS, _completions)
 
 
 @routes.operation(
@@ -257,11 +272,15 @@ async def _page(
             and (not models or row.model in models)
             and (not key_ids or row.key_id in key_ids)
         ]
-        results = [named | view(deps, group) for named, group in _grouped(asked, groups)]
+        results = [
+            named | result
+            for named, group in _grouped(asked, groups)
+            for result in view(deps, group, groups)
+        ]
         span = {"start_time": day * DAY_S, "end_time": (day + 1) * DAY_S}
         buckets.append({"object": "bucket", **span, "results": results})
     if is_table:
-        columns = ["start_time", "end_time", *GroupBy, *_flat(view(deps, ()))]
+        columns = ["start_time", "end_time", *GroupBy, *_flat(view(deps, (), ())[0])]
         return _table(call, columns, buckets, following)
     return json_response(
         {
@@ -299,12 +318,16 @@ def _grouped(
     return [({"api_key_id": key_id, "model": model}, rows) for (key_id, model), rows in named]
 
 
-def _completions(deps: OrganizationDeps, rows: Sequence[UsageRow]) -> dict[str, Any]:
-    return _usage(deps, rows, "organization.usage.completions.result")
+def _completions(
+    deps: OrganizationDeps, rows: Sequence[UsageRow], groups: Sequence[str]
+) -> list[dict[str, Any]]:
+    return [_usage(deps, rows, "organization.usage.completions.result")]
 
 
-def _embeddings(deps: OrganizationDeps, rows: Sequence[UsageRow]) -> dict[str, Any]:
-    return _usage(deps, rows, "organization.usage.embeddings.result")
+def _embeddings(
+    deps: OrganizationDeps, rows: Sequence[UsageRow], groups: Sequence[str]
+) -> list[dict[str, Any]]:
+    return [_usage(deps, rows, "organization.usage.embeddings.result")]
 
 
 def _usage(deps: OrganizationDeps, rows: Sequence[UsageRow], kind: str) -> dict[str, Any]:
@@ -330,18 +353,35 @@ def _usage(deps: OrganizationDeps, rows: Sequence[UsageRow], kind: str) -> dict[
             "output_tokens": total("saved_output_tokens"),
             "cost": total("saved_cost") / MICRO,
         },
+        "spent_beside": {
+            kind: {"tokens": total(f"{kind}_tokens"), "cost": total(f"{kind}_cost") / MICRO}
+            for kind in KINDS[1:]
+        },
         "gpu_seconds": round(total("gpu_ms") * deps.gpus_per_replica / 1000, 3),
         "cost": total("cost") / MICRO,
     }
 
 
-def _costs(deps: OrganizationDeps, rows: Sequence[UsageRow]) -> dict[str, Any]:
-    return {
-        "object": "organization.costs.result",
-        "amount": {"value": _sums(rows)("cost") / MICRO, "currency": deps.currency},
-        "line_item": None,
-        "project_id": None,
-    }
+def _costs(
+    deps: OrganizationDeps, rows: Sequence[UsageRow], groups: Sequence[str]
+) -> list[dict[str, Any]]:
+    """One result, or one for each line item that there is."""
+    total = _sums(rows)
+    amounts: dict[str | None, int] = {None: total("cost")}
+    if CostGroupBy.LINE_ITEM in groups:
+        beside = {kind: total(f"{kind}_cost") for kind in KINDS[1:]}
+        amounts = {ANSWER: total("cost") - sum(beside.values())}
+        amounts.update(beside)
+    return [
+        {
+            "object": "organization.costs.result",
+            "amount": {"value": amount / MICRO, "currency": deps.currency},
+            "line_item": item,
+            "project_id": None,
+        }
+        for item, amount in amounts.items()
+        if amount or item in (None, ANSWER)
+    ]
 
 
 def _sums(rows: Sequence[UsageRow]) -> Callable[[str], int]:
@@ -387,7 +427,7 @@ def _flat(result: Mapping[str, Any], prefix: str = "") -> _Row:
     for name, value in result.items():
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{name}_")
-        elif name not in ("object", "project_id", "user_id", "batch", "line_item"):
+        elif name not in ("object", "project_id", "user_id", "batch"):
             flat[prefix + name] = value
     return flat
 

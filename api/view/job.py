@@ -18,7 +18,7 @@ from eventing.job.answer_links import shown_result
 from eventing.job.job import Job, JobError, JobState, Lane
 from eventing.job.plan import ROUTE_STEP, STEPS_AFTER, StepRecord, StepStatus
 from eventing.job.reasoning import body_with_both_names
-from eventing.telemetry.cost import FREE, JobCost, Price, TokenPrice, job_cost
+from eventing.telemetry.cost import JobCost, Price, TokenPrice, job_cost, spent_tokens
 
 VALIDATING: Final = "validating"
 
@@ -229,17 +229,8 @@ def cost_view(
     """The job's GPU share so far and its cost, with and without its part of idle time, starts
     and waste; of a provider's model, what the tokens cost.
     """
-    prompt = (job.usage or {}).get("prompt_tokens")
-    tokens = (job.usage or {}).get("completion_tokens")
-    output_tokens = tokens if isinstance(tokens, int) else 0
-    return job_cost(
-        job.gpu_ms / 1000,
-        output_tokens,
-        price,
-        overhead,
-        input_tokens=prompt if isinstance(prompt, int) else 0,
-        tokens=token_prices.get(job.to_run.model, FREE),
-    )
+    spent = spent_tokens(job.usage, job.to_run.model)
+    return job_cost(job.gpu_ms / 1000, spent, price, overhead, token_prices)
 
 
 def accepted_view(job: Job) -> AcceptedJobView:

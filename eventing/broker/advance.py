@@ -57,7 +57,11 @@ class Advance:
         """The predictor of the request's model answers once more. Raises as `go_on`."""
         prepared = request if request != job.to_run else None
         end = StepEnd(
-            status=StepStatus.COMPLETED, detail=detail, prepared=prepared, verdict=Verdict.AGAIN
+            status=StepStatus.COMPLETED,
+            detail=detail,
+            prepared=prepared,
+            verdict=Verdict.AGAIN,
+            thrown_of=job.to_run.model,
         )
         return await self._send(job, run, end)
 

@@ -61,8 +61,8 @@ class EndTally(Protocol):
     kept_s: int
     """How long a hash is kept after it was added to."""
 
-    def count(self, job: Job) -> EndCount:
-        """What the job adds. Pure."""
+    def count(self, job: Job, url: str) -> EndCount:
+        """What the job, of a call to `url`, adds. Pure."""
 
 
 class EndedConsumer:
@@ -138,27 +138,30 @@ class EndedConsumer:
     async def _notify_all(self, rows: Sequence[_Row]) -> None:
         if not rows:
             return
-        jobs = await asyncio.gather(*(self._job(_fields(flat)) for _, flat in rows))
+        entries = [_fields(flat) for _, flat in rows]
+        jobs = await asyncio.gather(*map(self._job, entries))
         is_done = await asyncio.gather(*map(self._notify_one, jobs))
-        ended = zip((cursor for cursor, _ in rows), jobs, is_done, strict=True)
-        if done := [(cursor, job) for cursor, job, is_one in ended if is_one]:
+        counted = map(self._counted, jobs, entries)
+        ended = zip((cursor for cursor, _ in rows), counted, is_done, strict=True)
+        if done := [(cursor, count) for cursor, count, is_one in ended if is_one]:
             await self._ack(done)
 
-    async def _ack(self, done: Sequence[tuple[bytes, Job | None]]) -> None:
+    async def _ack(self, done: Sequence[tuple[bytes, EndCount]]) -> None:
         """Acknowledge these entries and count their jobs, in one script."""
         if self._tally is None:
             await self._redis.xack(keys.ENDED, self._group, *(cursor for cursor, _ in done))
             return
         args: list[Argument] = [self._group, self._tally.kept_s]
-        for cursor, job in done:
-            counted = self._counted(job)
+        for cursor, counted in done:
             args += [cursor, counted.key, counted.row, orjson.dumps(counted.measures)]
         await run(self._redis, "ack_ended", [keys.ENDED], args)
 
-    def _counted(self, job: Job | None) -> EndCount:
+    def _counted(self, job: Job | None, entry: Mapping[str, str]) -> EndCount:
         """A bug in the tally must not deliver the entry for ever."""
+        if self._tally is None or job is None:
+            return _NOTHING
         try:
-            return self._tally.count(job) if self._tally and job else _NOTHING
+            return self._tally.count(job, job.request.url or entry.get("url", ""))
         except Exception as error:
             _log.error("not counted", action="ended", reason=type(error).__name__)
             return _NOTHING

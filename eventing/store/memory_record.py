@@ -39,7 +39,7 @@ class MemoryRecord:
     must_restart: bool = False
     was_restarted: bool = False
     prepared_sha: str = ""
-    spent: Mapping[str, Any] | None = None
+    spent: list[dict[str, Any]] | None = None
     entries: list[StreamEntry] = field(default_factory=list)
 
     @property
@@ -110,7 +110,7 @@ class MemoryRecord:
             step=job.plan.first_after,
             candidate=_stored(ending.result, None),
             candidate_state=ending.state,
-            usage=_sum(usage, self.spent),
+            usage=_usage_with(usage, self.spent),
             gpu_ms=job.gpu_ms + ending.gpu_ms,
             lease_owner="",
             lease_until_ms=0,
@@ -121,16 +121,22 @@ class MemoryRecord:
             now_ms, EntryKind.STATE, state=JobState.IN_PROGRESS, phase="validating", at_ms=now_ms
         )
 
-    def answer_again(self, now_ms: int) -> None:
+    def answer_again(self, kind: str, model: str, now_ms: int) -> None:
         """Throw the answer away, and queue the job for another."""
         last = replace(self.job.history[-1], outcome=REJECTED) if self.job.history else None
         history = (*self.job.history[:-1], last) if last else ()
-        self.spent, self.must_restart = self.job.usage or {}, True
+        self.spent, self.must_restart = _spent_with(self.job.usage or {}, kind, model), True
         self.job = replace(
             self.job, state=JobState.QUEUED, history=history, candidate=None, candidate_state=None
         )
         self.entries.clear()
         self.write_state(now_ms)
+
+    def _used(self, ending: Ending) -> Any:
+        """The usage of a job that ends, with what was spent on answers that were not judged."""
+        if not self.spent or self.job.candidate_state is not None:
+            return _stored(ending.usage, self.job.usage)
+        return _usage_with(_stored(ending.usage, _NO_USAGE), self.spent)
 
     def judged(self, reason: str, result: Mapping[str, Any] | None) -> Ending:
         """The end with the answer that steps let pass, changed or not; with a `reason`, without its text."""
@@ -184,7 +190,7 @@ class MemoryRecord:
                 ending.cache,
             ),
             cache=ending.cache or job.cache,
-            usage=_stored(ending.usage, job.usage),
+            usage=self._used(ending),
             error=ending.error or job.error,
             incomplete=ending.incomplete,
             candidate=job.candidate if keeps_candidate else None,
@@ -283,12 +289,44 @@ def why_over(job: Job, failures: int, max_attempts: int, now_ms: int) -> JobErro
     return None
 
 
-def _sum(usage: Any, spent: Mapping[str, Any] | None) -> Any:
+_NO_USAGE: Final = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+
+
+def _usage_with(usage: Any, spent: list[dict[str, Any]] | None) -> Any:
     """As `usage_with` of `_lib.lua`."""
     if not spent or not usage:
         return usage
-    names = ("prompt_tokens", "completion_tokens", "total_tokens")
-    return {**usage, **{name: usage.get(name, 0) + spent.get(name, 0) for name in names}}
+    prompt = sum(each["prompt_tokens"] for each in spent)
+    completion = sum(each["completion_tokens"] for each in spent)
+    extra = [dict(each) for each in spent]
+    for each in usage.get("extra") or ():
+        _add_spent(extra, each)
+    return {
+        **usage,
+        "prompt_tokens": usage.get("prompt_tokens", 0) + prompt,
+        "completion_tokens": usage.get("completion_tokens", 0) + completion,
+        "total_tokens": usage.get("total_tokens", 0) + prompt + completion,
+        "extra": extra,
+    }
+
+
+def _spent_with(usage: Mapping[str, Any], kind: str, model: str) -> list[dict[str, Any]]:
+    """As `spent_with` of `_lib.lua`."""
+    spent = [dict(each) for each in usage.get("extra") or ()]
+    own = {"kind": kind, "model": model}
+    for name in ("prompt_tokens", "completion_tokens"):
+        own[name] = max(0, usage.get(name, 0) - sum(each[name] for each in spent))
+    _add_spent(spent, own)
+    return spent
+
+
+def _add_spent(spent: list[dict[str, Any]], entry: Mapping[str, Any]) -> None:
+    for each in spent:
+        if (each["kind"], each["model"]) == (entry["kind"], entry["model"]):
+            each["prompt_tokens"] += entry["prompt_tokens"]
+            each["completion_tokens"] += entry["completion_tokens"]
+            return
+    spent.append(dict(entry))
 
 
 def _stored(value: Mapping[str, Any] | None, before: Any) -> Any:

@@ -5,14 +5,16 @@ its own. Every paid second counts, so the main figure is the cost of 1,000 deliv
 and repeated work included.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final
 
 from typing_extensions import TypedDict
 
 _HOUR_S: Final = 3600.0
+_PLACES: Final = 6
 
 
 class GpuState(StrEnum):
@@ -181,42 +183,113 @@ def overhead(spend: Spend) -> float | None:
 
 
 class JobCost(TypedDict):
-    """What one job cost so far; null where no price is set, or nothing is known."""
+    """What one job cost so far; null where no price is set, or nothing is known. `by_kind` has what its answer cost
+    (`answer`), and what was spent beside it: `hedged`, `retried`, `repaired`, `cascaded`.
+    """
 
     gpu_seconds: float
     cost: float | None
     cost_per_1k_output_tokens: float | None
     cost_all_in: float | None
     all_in_per_1k_output_tokens: float | None
+    by_kind: dict[str, float] | None
+
+
+ANSWER: Final = "answer"
+KINDS: Final = (ANSWER, "hedged", "retried", "repaired", "cascaded")
+"""What tokens are spent on."""
+_MOST_TOKENS: Final = 2**40
+
+
+@dataclass(frozen=True, slots=True)
+class SpentTokens:
+    """Tokens of one kind, and the model that they are of."""
+
+    kind: str
+    model: str
+    input_tokens: int
+    output_tokens: int
+
+
+def spent_tokens(usage: Mapping[str, Any] | None, model: str) -> list[SpentTokens]:
+    """The tokens of a job's usage by kind; the answer's, of `model`, are first. Whatever a provider wrote is read."""
+    found: list[SpentTokens] = []
+    extra = (usage or {}).get("extra")
+    for each in extra if isinstance(extra, list) else ():
+        if isinstance(each, Mapping) and each.get("kind") in KINDS:
+            of = each.get("model")
+            found.append(
+                SpentTokens(
+                    kind=each["kind"],
+                    model=of if isinstance(of, str) and of else model,
+                    input_tokens=_tokens(each, "prompt_tokens"),
+                    output_tokens=_tokens(each, "completion_tokens"),
+                )
+            )
+    inputs = _tokens(usage or {}, "prompt_tokens") - sum(each.input_tokens for each in found)
+    outputs = _tokens(usage or {}, "completion_tokens") - sum(each.output_tokens for each in found)
+    return [SpentTokens(ANSWER, model, max(inputs, 0), max(outputs, 0)), *found]
+
+
+def cost_by_kind(
+    spent: Sequence[SpentTokens], gpu_s: float, price: Price, tokens: Mapping[str, TokenPrice]
+) -> dict[str, float]:
+    """What each kind of tokens cost: at their provider's price, or, of a model of one's own, its part of the GPU time
+    by generated tokens.
+    """
+    own = [each for each in spent if each.model not in tokens]
+    generated = sum(each.output_tokens for each in own)
+    costs: dict[str, float] = {}
+    for each in spent:
+        if (provider := tokens.get(each.model)) is not None:
+            cost = provider.of(each.input_tokens, each.output_tokens)
+        else:
+            cost = price.of(gpu_s) * (each.output_tokens / generated if generated else 0.0)
+        costs[each.kind] = costs.get(each.kind, 0.0) + cost
+    if not generated:
+        costs[ANSWER] = costs.get(ANSWER, 0.0) + price.of(gpu_s)
+    return costs
 
 
 def job_cost(
     gpu_s: float,
-    output_tokens: int,
+    spent: Sequence[SpentTokens],
     price: Price,
     overhead: float | None = None,
-    *,
-    input_tokens: int = 0,
-    tokens: TokenPrice = FREE,
+    tokens: Mapping[str, TokenPrice] = MappingProxyType({}),
 ) -> JobCost:
-    """The cost of one job: its share of GPU time over all attempts, or what its provider takes for its tokens;
-    `all_in` adds, by `overhead`, its part of idle time, starts and waste.
+    """The cost of one job: its share of GPU time over all attempts, and what providers take for its tokens; `all_in`
+    adds, by `overhead`, its part of idle time, starts and waste.
     """
-    cost = price.of(gpu_s) if price.per_gpu_hour > 0 else None
-    all_in = None if cost is None or overhead is None else cost * overhead
-    if tokens != FREE:  # a provider's model uses no GPU of ours
-        cost = all_in = tokens.of(input_tokens, output_tokens)
+    output_tokens = sum(each.output_tokens for each in spent)
+    uses_gpu = price.per_gpu_hour > 0 and any(each.model not in tokens for each in spent)
+    by_kind = cost = all_in = None
+    if uses_gpu or any(each.model in tokens for each in spent):
+        by_kind = cost_by_kind(spent, gpu_s, price, tokens)
+        cost = all_in = sum(by_kind.values())
+    if uses_gpu and cost is not None:
+        all_in = None if overhead is None else cost + price.of(gpu_s) * (overhead - 1)
     return {
         "gpu_seconds": round(gpu_s * price.gpus, 3),
         "cost": _rounded(cost),
         "cost_per_1k_output_tokens": _rounded(_per_1k(cost, output_tokens)),
         "cost_all_in": _rounded(all_in),
         "all_in_per_1k_output_tokens": _rounded(_per_1k(all_in, output_tokens)),
+        "by_kind": None
+        if by_kind is None
+        else {kind: round(amount, _PLACES) for kind, amount in by_kind.items()},
     }
 
 
+def _tokens(record: Mapping[str, Any], name: str) -> int:
+    value = record.get(name)
+    if not isinstance(value, int) or isinstance(value, bool):
+        return 0
+    return min(max(value, 0), _MOST_TOKENS)
+
+
 def _rounded(money: float | None) -> float | None:
-    return None if money is None else round(money, 6)
+    return None if money is None else round(money, _PLACES)
 
 
 def _per_1k(cost: float | None, tokens: int) -> float | None:

@@ -49,7 +49,7 @@ from predictor.delivery.answer import (
 )
 from predictor.delivery.lease import LeaseKeeper
 from predictor.delivery.settlement import Settlement, problem
-from predictor.engine.engine import Engine, EngineRequest
+from predictor.engine.engine import Engine, EngineRequest, estimated_prompt_tokens
 from predictor.errors import where
 from predictor.generation.append_batcher import AppendBatcher
 from predictor.generation.checkpoint import Checkpoint, read_checkpoint
@@ -343,7 +343,13 @@ class Deliveries:
         made = generation.new_tokens
         if isinstance(result, Answered):
             return await self._settlement.settle(attempt, result, new_tokens=made, gpu_ms=gpu_ms)
-        charging = asyncio.ensure_future(self._account.charge(attempt.job_id, gpu_ms))
+        lost = self._account.charge(
+            attempt.job_id,
+            gpu_ms,
+            prompt_tokens=estimated_prompt_tokens(generation.request.body),
+            lost_tokens=made,
+        )
+        charging = asyncio.ensure_future(lost)
         await asyncio.sleep(0)  # charged first, so that the end is shown with it
         try:
             return await self._settlement.settle(attempt, result, new_tokens=made)

@@ -7,7 +7,7 @@ dies in here, the record either has the end or it has not; then the lease lapses
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from typing import Final, TypeVar, assert_never
+from typing import Any, Final, TypeVar, assert_never
 
 import structlog
 
@@ -25,6 +25,7 @@ from predictor.delivery.answer import (
     Refused,
     Validating,
 )
+from predictor.engine.engine import EXTRA_USAGE
 from predictor.errors import EngineDeadError
 from predictor.generation.generation import (
     Attempt,
@@ -76,7 +77,7 @@ class Settlement:
         """
         match result:
             case Completed(body, final_batch):
-                usage = body.get("usage")
+                body, usage = _without_extra(body)
                 ending = Ending(
                     state=JobState.COMPLETED,
                     result=body,
@@ -96,10 +97,11 @@ class Settlement:
                     rule=finding.kind,
                     category=finding.category,
                 )
+                body, usage = _without_extra(body)
                 ending = Ending(
                     state=JobState.INCOMPLETE,
                     result=body,
-                    usage=body.get("usage") or _usage(attempt.token_count + new_tokens),
+                    usage=usage or _usage(attempt.token_count + new_tokens),
                     incomplete=CONTENT_FILTER,
                     gpu_ms=gpu_ms,
                 )
@@ -222,6 +224,27 @@ class Settlement:
                 return Refused("the job's record is gone")
             case _:
                 return Held(RETRY_SOON_S)
+
+
+def _without_extra(
+    body: Mapping[str, Any],
+) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:
+    """The answer, and the job's usage: the answer's, and what the engine spent beside it. A provider's own `extra`
+    says nothing.
+    """
+    usage, extra = body.get("usage"), body.get(EXTRA_USAGE)
+    body = {name: value for name, value in body.items() if name != EXTRA_USAGE}
+    if not isinstance(usage, Mapping):
+        return body, None
+    usage = {name: value for name, value in usage.items() if name != "extra"}
+    if not extra:
+        return body, usage
+    prompt = sum(each["prompt_tokens"] for each in extra)
+    completion = sum(each["completion_tokens"] for each in extra)
+    more = {"prompt_tokens": prompt, "completion_tokens": completion}
+    more["total_tokens"] = prompt + completion
+    sums = {name: (usage.get(name) or 0) + count for name, count in more.items()}
+    return body, {**usage, **sums, "extra": extra}
 
 
 def _usage(tokens: int) -> Mapping[str, int]:

@@ -9,7 +9,9 @@ Must not know the store, events or HTTP.
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
+
+import orjson
 
 PhaseReporter = Callable[["ColdStartPhase"], None]
 """Called with each phase as it begins; must not block."""
@@ -56,6 +58,17 @@ class EngineRequest:
     lane: str = ""
     allows_fallback: bool = True  #: another provider may answer
     starts_over: bool = False  #: an earlier attempt's answer broke off
+
+
+EXTRA_USAGE: Final = "extra_usage"
+"""Field of a chunk: tokens that an engine spent beside the answer, as `extra` of a job's usage lists them."""
+_BYTES_A_TOKEN: Final = 4
+
+
+def estimated_prompt_tokens(body: Mapping[str, Any]) -> int:
+    """About how many tokens a call's prompt has, by its bytes."""
+    content = body.get("messages") or body.get("prompt") or body.get("input") or ""
+    return len(orjson.dumps(content)) // _BYTES_A_TOKEN + 1
 
 
 class Engine(Protocol):

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from eventing.job.reasoning import choice_with_both_names, with_both_names
+from predictor.engine.engine import EXTRA_USAGE
 
 _FULL_NAME: Final = {
     "chat.completion.chunk": "chat.completion",
@@ -24,6 +25,7 @@ _TOP_LEVEL: Final = (
     "metrics",
     "kv_transfer_params",
     "routing",
+    EXTRA_USAGE,
     "ec_transfer_params",
 )
 """Fields of a chunk that belong to the whole answer; the last value set counts."""

@@ -135,8 +135,8 @@ class Generation:
         self.extended_s = attempt.acquired_s  #: when the lease was last renewed
         self.last_step_s = clock.monotonic_s()
         self.new_tokens = 0
+        self.request: Final = request
         self._checkpoint = checkpoint
-        self._request = request
         self._engine = engine
         self._clock = clock
         self._started_s = self.last_step_s
@@ -216,7 +216,7 @@ class Generation:
         prior = self._checkpoint.token_ids
         is_whole = False
         try:
-            async with aclosing(self._engine.run(self._request, prior)) as steps:
+            async with aclosing(self._engine.run(self.request, prior)) as steps:
                 async for step in steps:
                     self._take(step)
                     if self._finding is not None:

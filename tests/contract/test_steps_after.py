@@ -29,7 +29,7 @@ USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 DONE = StepEnd(status=StepStatus.COMPLETED)
 PASSED = replace(DONE, verdict=Verdict.ACCEPT)
 WITHHELD = replace(DONE, verdict=Verdict.WITHHOLD, withheld="content_filter")
-AGAIN = replace(DONE, verdict=Verdict.AGAIN)
+AGAIN = replace(DONE, verdict=Verdict.AGAIN, thrown_of="m")
 
 
 def answer(text: str = "secret", state: JobState = JobState.COMPLETED) -> Ending:
@@ -303,8 +303,44 @@ class TestAgain:
 
         job = await job_of(rig)
         twice = {name: 2 * count for name, count in USAGE.items()}
-        assert (job.result, job.usage, job.gpu_ms) == (answer("good").result, twice, 14)
+        own = {name: USAGE[name] for name in ("prompt_tokens", "completion_tokens")}
+        beside = {"kind": "repaired", "model": "m", **own}
+        assert (job.result, job.gpu_ms) == (answer("good").result, 14)
+        assert job.usage == {**twice, "extra": [beside]}
         assert [each.outcome for each in job.history] == ["rejected", "completed"]
+
+    async def test_each_answer_that_is_thrown_away_is_counted_by_why_and_of_which_model(
+        self, rig: Rig
+    ) -> None:
+        await validating(rig, ONE)
+        large = JobRequest(url="/v1/chat/completions", body={"model": "large"})
+        for end in (AGAIN, AGAIN, replace(AGAIN, prepared=large)):
+            await advanced(rig, end)
+            await rig.store.finish(await lease_again(rig), answer())
+
+        assert await advanced(rig, PASSED) is AdvanceStatus.OK
+
+        usage = (await job_of(rig)).usage
+        assert usage is not None
+        spent = {
+            (each["kind"], each["model"]): each["completion_tokens"] for each in usage["extra"]
+        }
+        one = USAGE["completion_tokens"]
+        assert spent == {("repaired", "m"): 2 * one, ("cascaded", "m"): one}
+        assert usage["completion_tokens"] == 4 * one
+
+    async def test_a_job_that_is_cancelled_between_two_answers_has_used_the_first(
+        self, rig: Rig
+    ) -> None:
+        await validating(rig, ONE)
+        await advanced(rig, AGAIN)
+
+        await rig.store.cancel(job_id())
+
+        usage = (await job_of(rig)).usage
+        assert usage is not None
+        assert usage["total_tokens"] == USAGE["total_tokens"]
+        assert [each["kind"] for each in usage["extra"]] == ["repaired"]
 
     async def test_it_costs_no_attempt_of_those_that_may_fail(self, rig: Rig) -> None:
         await validating(rig, ONE)

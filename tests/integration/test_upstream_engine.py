@@ -312,6 +312,9 @@ async def test_a_late_call_is_asked_of_the_next_and_the_first_to_show_something_
     assert said_in(answer) == "from the other"
     assert answer["routing"]["reason"] == "late"
     assert len(second.bodies) == 1
+    (lost,) = answer["extra_usage"]  # the first one's provider takes money for its prompt
+    assert (lost["kind"], lost["completion_tokens"]) == ("hedged", 0)
+    assert lost["prompt_tokens"] > 0
 
 
 async def test_a_late_call_that_shows_something_first_after_all_is_the_answer(
@@ -329,6 +332,17 @@ async def test_a_late_call_that_shows_something_first_after_all_is_the_answer(
 
     assert said_in(answer) == "late but here"
     assert "routing" not in answer
+    assert [each["kind"] for each in answer["extra_usage"]] == ["hedged"]
+
+
+async def test_a_call_that_is_not_late_has_spent_nothing_beside_its_answer(redis_url: str) -> None:
+    async with (
+        two_providers() as (first, second),
+        engine_at(first.url, second.url, redis_url=redis_url, hedges=True) as engine,
+    ):
+        await used_to(redis_url, first.url, 5.0)
+        answer = body_of(await all_steps(engine, asked()))
+    assert "extra_usage" not in answer
 
 
 async def test_second_calls_are_a_twentieth_of_the_answers_at_most(redis_url: str) -> None:

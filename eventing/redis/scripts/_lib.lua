@@ -53,7 +53,7 @@ end
 -- What the scripts judge by, of a job's record, in one read; `false` for a field that it has not.
 local FIELDS = {'state', 'attempt', 'failures', 'token_count', 'history', 'tenant', 'tenant_key', 'model', 'queues', 'lane', 'source',
   'event_id', 'deadline_ms', 'lease_id', 'lease_until_ms', 'started_ms', 'first_token_ms', 'gpu_ms', 'restart', 'sha', 'conversation', 'cache',
-  'follows', 'step', 'prepared_sha', 'after', 'after_queues', 'hold', 'candidate_state', 'spent', 'usage', 'key_id', 'counted_usage',
+  'follows', 'step', 'prepared_sha', 'after', 'after_queues', 'hold', 'candidate_state', 'spent', 'usage', 'url', 'key_id', 'counted_usage',
   'counted_gpu_ms', 'fallback'}
 local function read_job(key)
   local job = {}
@@ -334,6 +334,64 @@ local function keep_answer(job_id, list, job, state, now)
   redis.call('PEXPIREAT', index, math.floor(math.max(now + 1000 * use.ttl_s, redis.call('ZRANGE', index, -1, -1, 'WITHSCORES')[2])))
 end
 
+local NO_USAGE = '{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}'
+
+-- Tokens beside those of the answer: a list of `kind` (`hedged`, `retried`, `repaired`, `cascaded`), model, and both counts. An older version
+-- wrote the sum of what was thrown away.
+local function spent_list(spent)
+  local list = spent and cjson.decode(spent) or {}
+  if list.prompt_tokens or list.completion_tokens then
+    return {{kind = 'repaired', model = '', prompt_tokens = list.prompt_tokens or 0, completion_tokens = list.completion_tokens or 0}}
+  end
+  return list
+end
+local function add_spent(list, kind, model, prompt, completion)
+  for _, each in ipairs(list) do
+    if each.kind == kind and each.model == model then
+      each.prompt_tokens, each.completion_tokens = each.prompt_tokens + prompt, each.completion_tokens + completion
+      return
+    end
+  end
+  list[#list + 1] = {kind = kind, model = model, prompt_tokens = prompt, completion_tokens = completion}
+end
+
+-- A usage (JSON) with what was spent beside it, in its sums and in `extra`. `spent` may be missing.
+local function usage_with(usage, spent)
+  if not spent then return usage end
+  local sum, extra = cjson.decode(usage), spent_list(spent)
+  for _, each in ipairs(extra) do
+    sum.prompt_tokens = (tonumber(sum.prompt_tokens) or 0) + each.prompt_tokens
+    sum.completion_tokens = (tonumber(sum.completion_tokens) or 0) + each.completion_tokens
+    sum.total_tokens = (tonumber(sum.total_tokens) or 0) + each.prompt_tokens + each.completion_tokens
+  end
+  for _, each in ipairs(type(sum.extra) == 'table' and sum.extra or {}) do
+    add_spent(extra, each.kind, each.model, each.prompt_tokens, each.completion_tokens)
+  end
+  sum.extra = #extra > 0 and extra or nil
+  return cjson.encode(sum)
+end
+
+-- What was spent when an answer of this usage, of a model, is thrown away: all of it.
+local function spent_with(usage, kind, model)
+  local all = cjson.decode(usage or NO_USAGE)
+  local list = type(all.extra) == 'table' and all.extra or {}
+  local prompt, completion = tonumber(all.prompt_tokens) or 0, tonumber(all.completion_tokens) or 0
+  for _, each in ipairs(list) do prompt, completion = prompt - each.prompt_tokens, completion - each.completion_tokens end
+  add_spent(list, kind, model, math.max(0, prompt), math.max(0, completion))
+  return cjson.encode(list)
+end
+
+-- Put what was spent into the usage of a job that ends without having been judged.
+local function with_spent(job, fields)
+  for i = 1, #fields, 2 do
+    if fields[i] == 'usage' then
+      fields[i + 1] = usage_with(fields[i + 1], job.spent)
+      return
+    end
+  end
+  fields[#fields + 1], fields[#fields + 2] = 'usage', usage_with(NO_USAGE, job.spent)
+end
+
 -- What a job used in the life that ends, for its entry in the stream of ends: not what an earlier one, which was redriven, was counted for.
 local function used_by(job, fields)
   local usage, gpu_ms = job.usage or '', job.gpu_ms or 0
@@ -360,10 +418,11 @@ local function end_job(key, job, state, now, retention_s, dead, outcome, fields)
   local history = history_of(job.history)
   if job.state == 'in_progress' then close_attempt(history, outcome, now) end
   -- First: Redis 7.0 can apply the first half of a script after a power cut. An announced end that is not in the record is detected.
+  if job.spent and not job.candidate_state then with_spent(job, fields) end
   local usage, gpu_ms = used_by(job, fields)
   redis.call('XADD', ENDED, 'MAXLEN', '~', ENDED_KEPT, '*', 'job', job_id, 'tenant', job.tenant, 'model', job.model or '',
     'lane', job.lane, 'attempt', job.attempt, 'state', state, 'dead', dead, 'at_ms', now, 'usage', usage, 'gpu_ms', gpu_ms,
-    'key', job.key_id or '')
+    'key', job.key_id or '', 'url', job.url or '')
   redis.call('XADD', 'torpor:results:' .. list, 'MAXLEN', '~', FEED_KEPT, '*', 'job', job_id, 'attempt', job.attempt)
   local size, result = 16 * (tonumber(job.token_count) or 0), nil
   for i = 1, #fields, 2 do if fields[i] == 'result' then result = fields[i + 1] end end
@@ -401,16 +460,6 @@ local function end_job(key, job, state, now, retention_s, dead, outcome, fields)
     local member = event_identity(job.source, job.event_id, job.tenant)
     for _, prefix in ipairs(cjson.decode(job.queues)) do void_entry(prefix, job.lane, member) end
   end
-end
-
--- The sum of two usages (JSON), of the counts that every answer has; `spent` may be missing.
-local function usage_with(usage, spent)
-  if not spent then return usage end
-  local sum, before = cjson.decode(usage), cjson.decode(spent)
-  for _, name in ipairs({'prompt_tokens', 'completion_tokens', 'total_tokens'}) do
-    sum[name] = (tonumber(sum[name]) or 0) + (tonumber(before[name]) or 0)
-  end
-  return cjson.encode(sum)
 end
 
 -- Keep an answer for the steps that judge it, and put the event of the first of them into its queues, or note that it is to be published.
@@ -470,8 +519,6 @@ local function end_late(key, job, now, retention_s, dead_retention_s, outcome)
   end
   end_job(key, job, 'failed', now, dead_retention_s, '1', outcome, {'error', LATE})
 end
-
-local NO_USAGE = '{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}'
 
 -- End a job with the answer of another that ended, of the same request. `use` is the start of what it says of the cache, as JSON, to
 -- which the usage that was saved is added. A stream of tokens that were started over, which no reader of this job saw, is left out.

@@ -4,8 +4,8 @@
 -- KEYS  1 job hash, 2 token stream
 -- ARGV  1 step, 2 attempt, 3 plan version, 4 status, 5 detail (JSON), 6 next step, 7 recheck_ms, 8 '1' to note that its event is unpublished,
 --       9 state in which the job ends ('' for none), 10 its retention_s, 11 '1' for a dead letter,
---       12 what becomes of the answer that a step after the predictor judged: 'accept' (the job ends with it), 'again' (it is thrown away and made
---       again), 'changed' (`candidate` among the fields is in its place; with 9, `result`), '' for nothing, else why it is withheld,
+--       12 what becomes of the answer that a step after the predictor judged: 'accept' (the job ends with it), 'again KIND MODEL' (this
+--       model's is thrown away and made again; 'again' of an older version), 'changed' (`candidate` among the fields is in its place; with 9, `result`), '' for nothing, else why it is withheld,
 --       13 event record, 14 number n of queues that want it, 15..14+n prefixes of their keys, 15+n number m of token batches, then for each:
 --       index, number of tokens, ids, delta; then field, value pairs (prepared, prepared_sha, or result, usage, error, cache)
 -- gives 'ok' | 'done' (another run was first) | 'fenced' | 'terminal' | 'missing'
@@ -18,6 +18,8 @@ if job.attempt ~= ARGV[2] or redis.call('HGET', KEYS[1], 'plan_version') ~= ARGV
 end
 if job.step ~= ARGV[1] then return 'done' end
 local now, n, verdict = now_ms(), tonumber(ARGV[14]), ARGV[12]
+local kind, thrown = string.match(verdict, '^again (%a+) (.*)$')
+if kind then verdict = 'again' end
 local queues, m, at = {unpack(ARGV, 15, 14 + n)}, tonumber(ARGV[15 + n]), 16 + n
 local batches, fields = {}, {unpack(ARGV, at + 4 * m)}
 for i = 0, m - 1 do batches[i + 1] = {unpack(ARGV, at + 4 * i, at + 4 * i + 3)} end
@@ -43,7 +45,8 @@ redis.call('XADD', KEYS[2], '*', 'kind', 'step', 'step', ARGV[1], 'status', ARGV
 if verdict == 'again' then
   local history = history_of(job.history)
   if #history > 0 then history[#history].outcome = 'rejected' end
-  redis.call('HSET', KEYS[1], 'state', 'queued', 'restart', 1, 'history', history_json(history), 'spent', redis.call('HGET', KEYS[1], 'usage') or '{}')
+  redis.call('HSET', KEYS[1], 'state', 'queued', 'restart', 1, 'history', history_json(history), 'spent',
+    spent_with(job.usage, kind or 'repaired', thrown or ''))
   redis.call('HDEL', KEYS[1], 'candidate', 'candidate_state', 'withheld')
   redis.call('XADD', KEYS[2], '*', 'kind', 'state', 'state', 'queued', 'attempt', job.attempt, 'at_ms', now)
 end

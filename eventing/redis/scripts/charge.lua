@@ -1,14 +1,20 @@
 -- Add to the GPU time that a job has used. A job that is gone is not brought back. Of one that has ended, which was counted with what it had
 -- used until then (`ack_ended`), it is added to its tenant's day as well.
--- USES _usage
+-- USES _lib _usage
 -- KEYS  1 job hash
--- ARGV  1 milliseconds
+-- ARGV  1 milliseconds, 2 model, 3 tokens of the prompt and 4 of the answer that a provider takes money for though they are lost: the next attempt
+--       starts over
 -- gives the milliseconds so far, 0 when there is no such job
-local job = redis.call('HMGET', KEYS[1], 'state', 'finished_ms', 'tenant_key', 'tenant', 'url', 'model', 'key_id')
+local job = redis.call('HMGET', KEYS[1], 'state', 'finished_ms', 'tenant_key', 'tenant', 'url', 'model', 'key_id', 'spent')
 if not job[1] then return 0 end
 if job[1] ~= 'queued' and job[1] ~= 'in_progress' then
   local day = 'torpor:usage:' .. (job[3] or job[4]) .. ':' .. string.format('%d', math.floor(job[2] / 86400000))
   add_usage(day, usage_row(job[5] or '', job[6] or '', job[7] or ''), {gpu_ms = tonumber(ARGV[1])})
   if redis.call('TTL', day) < 0 then redis.call('EXPIRE', day, LATE_DAY_S) end
+end
+if ARGV[4] and ARGV[4] ~= '0' and (job[1] == 'queued' or job[1] == 'in_progress') then
+  local list = spent_list(job[8])
+  add_spent(list, 'retried', ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]))
+  redis.call('HSET', KEYS[1], 'spent', cjson.encode(list))
 end
 return redis.call('HINCRBY', KEYS[1], 'gpu_ms', ARGV[1])

@@ -96,6 +96,8 @@ def _verdict_word(end: StepEnd) -> str:
     """As `advance.lua` takes it."""
     if end.verdict is Verdict.WITHHOLD:
         return end.withheld
+    if end.verdict is Verdict.AGAIN:
+        return f"{end.verdict} {end.spent_on} {end.thrown_of}"
     return "changed" if end.result is not None else end.verdict
 
 

@@ -6,7 +6,7 @@ never a tenant, a job or text.
 """
 
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 import structlog
@@ -15,6 +15,7 @@ from prometheus_client import Counter, Histogram
 from eventing.errors import StoreUnavailable
 from eventing.job.cache import CacheKind, CacheStatus, CacheUse
 from eventing.job.job import REJECTED, Job, JobId, JobState, Lane
+from eventing.telemetry.cost import ANSWER, KINDS, spent_tokens
 from eventing.telemetry.metric import routing
 from eventing.telemetry.metric.family import DEAD_LETTERS
 from eventing.telemetry.metric.ledger import Ledger
@@ -77,6 +78,17 @@ _saved = Counter(
     ["model", "kind"],
 )
 
+_cost = Counter(
+    "torpor_cost_total",
+    "What ended jobs cost, by what was paid for: the answer, or what was spent beside it.",
+    ["model", "kind"],
+)
+_beside = Counter(
+    "torpor_cost_beside_tokens_total",
+    "Tokens of ended jobs that were spent beside their answers.",
+    ["model", "kind"],
+)
+
 _OUTCOMES: Final = frozenset(
     {
         *("completed", "incomplete", "cancelled", "handover", "failure", "lost", "invalid"),
@@ -97,8 +109,15 @@ _CACHE_SERIES: Final = (
 class JobMetrics:
     """Listens for ended jobs (at least once each) and counts each once."""
 
-    def __init__(self, models: Collection[str], ledger: Ledger | None = None) -> None:
+    def __init__(
+        self,
+        models: Collection[str],
+        ledger: Ledger | None = None,
+        costs_of: Callable[[Job], Mapping[str, float]] | None = None,
+    ) -> None:
+        """`costs_of` gives what a job cost, by what was paid for."""
         self._models = frozenset(models)
+        self._costs_of = costs_of
         self._ledger = ledger
         self._seen: OrderedDict[tuple[JobId, int, int], None] = OrderedDict()
         for model in self._models:
@@ -116,8 +135,15 @@ class JobMetrics:
         model = job.request.model if job.request.model in self._models else "other"
         observe(job, model)
         routing.observe(job, model, self._models)
+        self._observe_cost(job, model)
         if self._ledger is not None:
             await self._post(self._ledger, job, model)
+
+    def _observe_cost(self, job: Job, model: str) -> None:
+        for kind, amount in (self._costs_of(job) if self._costs_of else {}).items():
+            labelled(_cost, model, kind).inc(amount)
+        for spent in spent_tokens(job.usage, job.to_run.model)[1:]:
+            labelled(_beside, model, spent.kind).inc(spent.input_tokens + spent.output_tokens)
 
     async def _post(self, ledger: Ledger, job: Job, model: str) -> None:
         measures = {
@@ -148,6 +174,10 @@ def start_at_zero(model: str) -> None:
         for times in (_wait, _first, _total):
             times.labels(model, lane)
     _pace.labels(model)
+    for kind in KINDS:
+        _cost.labels(model, kind)
+        if kind != ANSWER:
+            _beside.labels(model, kind)
     _attempts.labels(model, REJECTED)
     routing.start_at_zero(model)
     for status, kind in _CACHE_SERIES:

@@ -9,6 +9,7 @@ know prices.
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
@@ -50,6 +51,15 @@ Rows = dict[tuple[Scope, str], Measures]
 """Measures by scope and name."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LostTokens:
+    """Tokens of an attempt at a provider that the next one starts over without; the prompt's are an estimate."""
+
+    model: str
+    prompt: int
+    answer: int
+
+
 class Ledger:
     """Sums by model, in total and by time slice, and by tenant, by time slice."""
 
@@ -89,10 +99,13 @@ class Ledger:
             for call in _post_calls(due):
                 await run(self._redis, *call)
 
-    async def charge(self, job_id: JobId, gpu_ms: int) -> None:
+    async def charge(self, job_id: JobId, gpu_ms: int, lost: LostTokens | None = None) -> None:
         """Record on the job what it used. Raises `StoreUnavailable`."""
+        args: list[str | int] = [gpu_ms]
+        if lost is not None:
+            args += [lost.model, lost.prompt, lost.answer]
         async with failures_named():
-            await run(self._redis, "charge", [keys.job(job_id)], [gpu_ms])
+            await run(self._redis, "charge", [keys.job(job_id)], args)
 
     async def forget_tenant(self, tenant: str) -> None:
         """Drop the tenant's rows. Raises `StoreUnavailable`."""
@@ -180,14 +193,20 @@ class GpuAccount:
         _add(self._charged, {("tenant", tenant): {"gpu_ms": gpu_ms}})
         return gpu_ms
 
-    async def charge(self, job_id: JobId, gpu_ms: int) -> None:
-        """Charge a job whose end does not carry the amount. Never fails the attempt: with the store unavailable the
-        charge is lost.
+    async def charge(
+        self, job_id: JobId, gpu_ms: int, *, prompt_tokens: int = 0, lost_tokens: int = 0
+    ) -> None:
+        """Charge a job whose end does not carry the amount, and whose next attempt may start over without its
+        `lost_tokens`: a provider takes money for them. Never fails the attempt: with the store unavailable the charge
+        is lost.
         """
         if self._ledger is None:
             return
+        lost = None
+        if lost_tokens and not self._has_gpu:
+            lost = LostTokens(model=self._model, prompt=prompt_tokens, answer=lost_tokens)
         try:
-            await self._ledger.charge(job_id, gpu_ms)
+            await self._ledger.charge(job_id, gpu_ms, lost)
         except StoreUnavailable as error:
             _log.warning("not charged", action="charge", job_id=job_id, reason=error.code)
 

@@ -15,13 +15,19 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
 
-import orjson
 import structlog
 
 from eventing.errors import BadRequest, StoreUnavailable, TorporError
 from eventing.process.egress import AllowList
 from predictor import metrics
-from predictor.engine.engine import ColdStartPhase, DecodeStep, EngineRequest, PhaseReporter
+from predictor.engine.engine import (
+    EXTRA_USAGE,
+    ColdStartPhase,
+    DecodeStep,
+    EngineRequest,
+    PhaseReporter,
+    estimated_prompt_tokens,
+)
 from predictor.engine.upstream.errors import (
     UpstreamFailed,
     UpstreamKeyRefused,
@@ -44,7 +50,6 @@ from predictor.errors import EngineStartError
 _URLS: Final = ("/v1/chat/completions", "/v1/completions", EMBEDDING_URL)
 _PLACEHOLDER: Final = (0,)
 """Stands for the tokens of a chunk: a provider does not give their ids."""
-_BYTES_A_TOKEN: Final = 4
 _SHOWN: Final = ("content", "reasoning", "reasoning_content", "tool_calls", "text")
 ALL_TENANTS: Final = "*"
 _log = structlog.get_logger()
@@ -194,6 +199,8 @@ class UpstreamEngine:
         if not self._settings.hedges or not late_s or body.get("tools") or _choices(body) > 1:
             return call.steps(request)
 
+        beside: list[_Call] = []
+
         async def second() -> Steps | None:
             place = (call.place + 1) % len(self._targets)
             try:
@@ -205,9 +212,11 @@ class UpstreamEngine:
             if isinstance(right, Denied):
                 return None
             metrics.UPSTREAM_HEDGES.inc()
-            return self._call(place, self._targets[place], right, ("late",)).steps(request)
+            beside.append(self._call(place, self._targets[place], right, ("late",)))
+            return beside[0].steps(request)
 
-        return race(call.steps(request), after_s=late_s, second=second)
+        raced = race(call.steps(request), after_s=late_s, second=second)
+        return _with_hedged_tokens(raced, beside, self._settings.model_name, _size(request)[0])
 
     def _in_order(self, request: EngineRequest) -> list[tuple[int, Target]]:
         """The targets as this call asks them: an answer that broke off is asked of the next one first, if the caller
@@ -290,7 +299,11 @@ class _Call:
         )
 
     def _named(self, chunk: Chunk) -> Chunk:
-        """A chunk that says who answers, when that is not the first one that was asked."""
+        """A chunk that says who answers, when that is not the first one that was asked. A provider's own words in our
+        fields are left out.
+        """
+        if not _OUR_FIELDS.isdisjoint(chunk):
+            chunk = {name: value for name, value in chunk.items() if name not in _OUR_FIELDS}
         if not self._after:
             return chunk
         routing = {
@@ -299,6 +312,23 @@ class _Call:
             "reason": ", ".join(self._after),
         }
         return {**chunk, "routing": routing}
+
+
+async def _with_hedged_tokens(
+    steps: Steps, beside: Sequence[object], model: str, prompt_tokens: int
+) -> AsyncGenerator[DecodeStep, None]:
+    """The steps; the first chunk says what the call that lost was asked, which its provider takes money for. It has
+    shown nothing, so nothing is known of an answer.
+    """
+    is_told = False
+    async with aclosing(steps) as running:
+        async for step in running:
+            if beside and not is_told and step.chunk is not None:
+                is_told = True
+                lost = {"kind": "hedged", "model": model}
+                counts = {"prompt_tokens": prompt_tokens, "completion_tokens": 0}
+                step = replace(step, chunk={**step.chunk, EXTRA_USAGE: [{**lost, **counts}]})
+            yield step
 
 
 async def _settled(state: ProviderState, right: Reservation, report: Report) -> None:
@@ -337,11 +367,13 @@ def _report_of(error: TorporError, limits: RateLimits) -> Report:
     return Report(result=result, limits=limits, taken_tokens=taken, retry_after_s=wait_s)
 
 
+_OUR_FIELDS: Final = frozenset({"routing", EXTRA_USAGE})
+
+
 def _size(request: EngineRequest) -> tuple[int, int | None]:
     """Tokens of the prompt, estimated by its bytes, and the most that the answer may have, if it says so."""
     body = request.body
-    content = body.get("messages") or body.get("prompt") or body.get("input") or ""
-    prompt = len(orjson.dumps(content)) // _BYTES_A_TOKEN + 1
+    prompt = estimated_prompt_tokens(body)
     if request.url == EMBEDDING_URL:
         return prompt, 0
     asked = body.get("max_completion_tokens") or body.get("max_tokens")

@@ -15,7 +15,7 @@ from api.settings import ApiSettings, ModelCard, TenantLimits
 from eventing.api_key import RedisKeys, mint
 from eventing.redis import keys
 from eventing.store.redis_store import RedisStore
-from eventing.telemetry.metric.ledger import Ledger
+from eventing.telemetry.metric.ledger import Ledger, LostTokens
 from eventing.telemetry.usage import DAY_S, UsageRecords
 from tests.integration.api.conftest import NOW_S, Rig, chat_line, rig_over
 from tests.integration.api.fakes import FakeBroker, FakePredictor, chat_result
@@ -144,7 +144,9 @@ async def test_a_day_is_read_as_a_table(priced: Rig, redis: Redis) -> None:
 
 async def test_no_cell_of_a_table_is_a_formula(priced: Rig, redis: Redis) -> None:
     day = await UsageRecords(redis).today()
-    await redis.hset(keys.usage_of("acme", day), "|m|=HYPERLINK(1)", '{"completed":1}')
+    await redis.hset(
+        keys.usage_of("acme", day), "/v1/completions|m|=HYPERLINK(1)", '{"completed":1}'
+    )
     _, headers = await key_of(redis, "acme")
     query = {"group_by": "api_key_id", "format": "csv"}
     table = (await priced.client.get(COMPLETIONS, headers=headers, params=query)).text
@@ -155,7 +157,8 @@ async def test_no_cell_of_a_table_is_a_formula(priced: Rig, redis: Redis) -> Non
 async def test_pages_go_on_until_today(priced: Rig, redis: Redis) -> None:
     today = await UsageRecords(redis).today()
     for ago in range(10):
-        await redis.hset(keys.usage_of("acme", today - ago), "|m|k", f'{{"completed":{ago + 1}}}')
+        row = "/v1/completions|m|k"
+        await redis.hset(keys.usage_of("acme", today - ago), row, f'{{"completed":{ago + 1}}}')
     _, headers = await key_of(redis, "acme", "jobs:read")
     query = {"start_time": (today - 9) * DAY_S + 5, "limit": 4}
     seen: list[int] = []
@@ -212,6 +215,48 @@ async def test_a_redriven_job_counts_what_each_life_used(priced: Rig, redis: Red
     assert (used["input_tokens"], used["output_tokens"]) == (7, 3)
     spent = int(await redis.hget(keys.budget("tenant", "acme"), "spent") or 0) / 1_000_000
     assert spent == 5.0
+
+
+async def test_what_was_spent_beside_an_answer_is_in_its_cost_and_in_line_items(
+    priced: Rig, redis: Redis
+) -> None:
+    _, headers = await key_of(redis, "acme")
+    first = await submitted(priced, headers)
+    lost = LostTokens(model="m", prompt=5, answer=2)
+    await Ledger(redis).charge(first.job_id, 0, lost)  # its provider broke off
+    await first.finish(chat_result("hello"))
+
+    (used,) = await results(priced, headers)
+    items = await results(priced, headers, COSTS, group_by="line_item")
+    job = (await priced.client.get(f"/v1/jobs/{first.job_id}", headers=headers)).json()
+
+    retried = 5 + 2 * 2
+    assert job["cost"]["by_kind"] == {"answer": COST, "retried": retried}
+    assert job["cost"]["cost"] == used["cost"] == COST + retried
+    assert used["spent_beside"]["retried"] == {"tokens": 7, "cost": retried}
+    assert used["input_tokens"] == 7 + 5
+    assert {each["line_item"]: each["amount"]["value"] for each in items} == {
+        "answer": COST,
+        "retried": retried,
+    }
+    spent = int(await redis.hget(keys.budget("tenant", "acme"), "spent") or 0) / 1_000_000
+    assert spent == COST + retried
+    assert job["result"]["usage"] == chat_result("")["usage"]  # what OpenAI's clients read
+
+
+async def test_a_job_whose_every_attempt_broke_off_costs_them_all(
+    priced: Rig, redis: Redis
+) -> None:
+    _, headers = await key_of(redis, "acme")
+    first = await submitted(priced, headers)
+    for _ in range(2):
+        await Ledger(redis).charge(first.job_id, 0, LostTokens(model="m", prompt=5, answer=2))
+    await first.fail("upstream_failed")
+
+    (used,) = await results(priced, headers)
+
+    assert used["cost"] == 2 * (5 + 2 * 2)
+    assert used["ended"]["failed"] == 1
 
 
 async def test_gpu_time_that_is_charged_after_a_cancel_is_counted(

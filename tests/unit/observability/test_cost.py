@@ -1,19 +1,26 @@
 """The cost of inference: seconds by state, shared among jobs, in money."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from eventing.telemetry.cost import (
+    KINDS,
     GpuMeter,
     GpuState,
     Price,
     Spend,
+    SpentTokens,
+    TokenPrice,
     advance,
     bill,
+    cost_by_kind,
     job_cost,
     overhead,
     spend_of,
+    spent_tokens,
 )
 
 
@@ -107,7 +114,7 @@ def test_a_kept_second_costs_as_many_as_were_paid_for_it() -> None:
 
 
 def test_without_a_price_a_job_shows_gpu_seconds_and_no_money() -> None:
-    free = job_cost(10.0, 100, Price(gpus=2), 1.5)
+    free = job_cost(10.0, answer(100), Price(gpus=2), 1.5)
 
     assert free.pop("gpu_seconds") == 20.0
     assert set(free.values()) == {None}
@@ -119,13 +126,75 @@ def test_a_job_bears_its_part_of_idle_time_wakes_and_waste() -> None:
     """
     spend = Spend(waking_s=5, idle_s=10, busy_s=25, kept_s=20)
 
-    assert job_cost(10.0, 100, Price(per_gpu_hour=3.6), overhead(spend)) == {
+    assert job_cost(10.0, answer(100), Price(per_gpu_hour=3.6), overhead(spend)) == {
         "gpu_seconds": 10.0,
         "cost": 0.01,
         "cost_per_1k_output_tokens": 0.1,
         "cost_all_in": 0.02,
         "all_in_per_1k_output_tokens": 0.2,
+        "by_kind": {"answer": 0.01},
     }
+
+
+def answer(tokens: int) -> list[SpentTokens]:
+    return [SpentTokens("answer", "m", 0, tokens)]
+
+
+PRICES = {
+    "dear": TokenPrice(input_per_1m=1e6, output_per_1m=2e6),
+    "cheap": TokenPrice(input_per_1m=5e5, output_per_1m=1e6),
+}
+"""One and two for a token; half of that."""
+
+
+def test_each_kind_costs_what_its_own_model_takes() -> None:
+    usage = {
+        "prompt_tokens": 30,
+        "completion_tokens": 12,
+        "extra": [
+            {"kind": "cascaded", "model": "cheap", "prompt_tokens": 10, "completion_tokens": 4},
+            {"kind": "hedged", "model": "dear", "prompt_tokens": 10, "completion_tokens": 0},
+        ],
+    }
+
+    found = job_cost(0.0, spent_tokens(usage, "dear"), Price(), None, PRICES)
+
+    assert found["by_kind"] == {"answer": 10 + 16, "cascaded": 5 + 4, "hedged": 10}
+    assert found["cost"] == found["cost_all_in"] == 45
+
+
+def test_a_local_answer_that_was_thrown_away_bears_the_gpu_time_and_the_provider_its_tokens() -> (
+    None
+):
+    usage = {
+        "prompt_tokens": 20,
+        "completion_tokens": 7,
+        "extra": [
+            {"kind": "cascaded", "model": "own", "prompt_tokens": 10, "completion_tokens": 4}
+        ],
+    }
+    price = Price(per_gpu_hour=3600)
+
+    found = job_cost(5.0, spent_tokens(usage, "dear"), price, 2.0, PRICES)
+
+    assert found["by_kind"] == {"answer": 10 + 6, "cascaded": 5.0}
+    assert (found["cost"], found["cost_all_in"]) == (21.0, 26.0)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        "none",
+        {"kind": "hedged"},
+        [7, {"kind": "gift", "prompt_tokens": 5}, {"kind": "hedged", "prompt_tokens": -5}],
+        [{"kind": "repaired", "model": 7, "prompt_tokens": 2**80, "completion_tokens": True}],
+    ],
+)
+def test_what_a_provider_writes_into_a_usage_breaks_no_sum(extra: Any) -> None:
+    usage = {"prompt_tokens": 3, "completion_tokens": 1, "extra": extra}
+    costs = cost_by_kind(spent_tokens(usage, "dear"), 0.0, Price(), PRICES)
+    assert all(amount >= 0 for amount in costs.values())
+    assert set(costs) <= set(KINDS)
 
 
 def test_a_spend_is_read_from_the_ledgers_milliseconds() -> None:

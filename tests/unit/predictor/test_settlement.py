@@ -60,6 +60,37 @@ async def test_an_answer_that_is_too_large_to_keep_is_refused_to_its_caller() ->
     assert (job.state, job.error.code) == (JobState.FAILED, "result_too_large")
 
 
+async def test_what_an_engine_spent_beside_its_answer_is_in_the_jobs_usage_and_not_in_the_answer() -> (
+    None
+):
+    store, settlement, attempt = await running_job()
+    usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10, "extra": "a gift"}
+    beside = {"kind": "hedged", "model": "m", "prompt_tokens": 5, "completion_tokens": 0}
+    body = {"choices": [], "usage": usage, "extra_usage": [beside]}
+
+    await settlement.settle(attempt, Completed(body), new_tokens=3)
+
+    job = await job_of_attempt(store, attempt)
+    assert job.result is not None
+    assert job.usage == {
+        "prompt_tokens": 12,
+        "completion_tokens": 3,
+        "total_tokens": 15,
+        "extra": [beside],
+    }
+    assert "extra_usage" not in job.result
+
+
+async def test_a_provider_that_writes_into_our_fields_changes_no_cost() -> None:
+    store, settlement, attempt = await running_job()
+    usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10, "extra": [{"kind": 1}]}
+
+    await settlement.settle(attempt, Completed({"choices": [], "usage": usage}), new_tokens=3)
+
+    job = await job_of_attempt(store, attempt)
+    assert job.usage == {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+
+
 async def test_a_refusal_ends_no_job_that_somebody_runs() -> None:
     store, settlement, attempt = await running_job()
     job = await job_of_attempt(store, attempt)
