@@ -22,6 +22,8 @@ import aiohttp
 import psutil  # type: ignore[import-untyped]
 import pytest
 import pytest_asyncio
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from redis.asyncio import Redis
 
 from eventing.cloudevent.event import Event
@@ -29,8 +31,11 @@ from eventing.job.job import JobError, JobState
 from eventing.job.store import AcquireStatus, EntryKind, ReleaseReason
 from eventing.redis import keys
 from eventing.redis.connection import connect
+from eventing.redis.multiplexed_connection import SharedRedis
 from eventing.store.redis_store import RedisStore
 from predictor.model_files.weights import DEFAULT_MODEL, ensure_model
+from steps.embedding.packaged import PackagedEmbedder
+from tests.contract.semantic_rig import SERVES, SemanticRig, is_hit, text_of
 from tests.integration.predictor_process import (
     FAST,
     Answered,
@@ -378,6 +383,44 @@ async def test_a_dead_vllm_core_ends_its_predictor_and_the_thought_goes_on(
     assert job.history[0].outcome == "handover"
     assert answer.text == whole.text
     assert pair.parent.exit_code_of(third.pid) == 1
+
+
+async def test_a_real_model_verifies_a_match_of_the_semantic_cache_and_its_word_decides(
+    pair: Pair, valkey: SharedRedis
+) -> None:
+    said: list[str] = []
+
+    async def noted(request: web.Request) -> web.Response:
+        """The model's answer, passed on unchanged."""
+        url = f"{pair.second.url}/openai/v1/chat/completions"
+        async with aiohttp.ClientSession() as http:
+            answer = await http.post(url, json=await request.json())
+            body = await answer.read()
+        assert answer.status == 200, body
+        said.append(json.loads(body)["choices"][0]["message"]["content"])
+        return web.Response(body=body, content_type="application/json")
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", noted)
+    embedder = PackagedEmbedder()
+    async with TestServer(app) as server:
+        url = str(server.make_url("/v1"))
+        verifier = {"url": url, "model": DEFAULT_MODEL, "timeout_ms": 60_000}
+        settings = {**SERVES, "verifier": verifier, "verified_similarity": 0.5}
+        rig = SemanticRig(valkey, embedder, settings=settings)
+        await rig.ask("How do I cancel my subscription?", "In the settings.")
+
+        job = await rig.ask("I want to end my subscription", "By a letter.")
+
+        await rig.verifier.aclose()
+    await embedder.aclose()
+    (word,) = said
+    is_yes = word.strip().strip(".!*\"'").lower() == "yes"
+    assert is_hit(job) is is_yes
+    assert text_of(job) == ("In the settings." if is_yes else "By a letter.")
+    told = rig.outcomes[job.id].detail
+    assert (told.get("rule") == "open") is is_yes
+    assert (told.get("verifier") == "no") is not is_yes
 
 
 async def test_sigterm_hands_a_real_thought_over_and_ends_well(
