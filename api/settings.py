@@ -97,6 +97,7 @@ class TenantLimits(BaseModel):
     file_bytes: int | None = Field(None, ge=0)
     budget_per_month: float | None = Field(None, ge=0)
     soft_budget_per_month: float | None = Field(None, ge=0)
+    models: tuple[str, ...] | None = None
 
 
 class ApiSettings(BrokerClientSettings):

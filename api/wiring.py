@@ -227,6 +227,11 @@ def _submission(
         webhook_allow=allow_list(settings.webhook_allow),
         submit_timeout_s=settings.submit_timeout_s,
         drops_unsupported_tools=settings.drop_unsupported_tools,
+        tenant_models={
+            tenant: own.models
+            for tenant, own in settings.tenant_limits.items()
+            if own.models is not None
+        },
     )
 
 

@@ -37,6 +37,7 @@ SCOPES: Final = (
 DEFAULT_SCOPES: Final = ("jobs:read", "jobs:write", "jobs:cancel", "events:write")
 PREFIX: Final = "torpor"
 _FORM: Final = re.compile(r"torpor_([0-9a-f]{16})_([A-Za-z0-9_-]{43})\Z")
+_MODEL: Final = re.compile(r"[A-Za-z0-9._:/@-]{1,128}\Z")
 _HASH: Final = f"{keys.PREFIX}:api-keys"
 
 
@@ -57,6 +58,8 @@ class ApiKey:
     """Calls other than GET; 0 for no limit but its tenant's."""
     budget_per_month: float = 0.0
     """What its jobs may cost in a calendar month; 0 for no budget but its tenant's."""
+    models: tuple[str, ...] = ()
+    """The models that it may use; all that its tenant may where none are named."""
 
     def opens(self, text: str, now_s: float) -> bool:
         """True when `text` is this key and the key is valid at that time. The comparison takes constant time."""
@@ -80,6 +83,7 @@ def mint(
     expires_s: int = 0,
     requests_per_minute: int = 0,
     budget_per_month: float = 0.0,
+    models: Iterable[str] = (),
 ) -> tuple[ApiKey, str]:
     """A new key and its text; the text is not stored anywhere. Raises `BadRequest` naming the invalid field."""
     key_id = secrets.token_hex(8)
@@ -94,6 +98,7 @@ def mint(
         expires_s=expires_s,
         requests_per_minute=requests_per_minute,
         budget_per_month=budget_per_month,
+        models=check_models(models),
     )
     return key, text
 
@@ -137,6 +142,7 @@ async def rotate(
         name=old.name,
         requests_per_minute=old.requests_per_minute,
         budget_per_month=old.budget_per_month,
+        models=old.models,
     )
     await key_store.put(new)
     await key_store.put(replace(old, expires_s=now_s + overlap_s))
@@ -212,11 +218,13 @@ def parse_key(record: Mapping[str, Any]) -> ApiKey:
     """The key in a record. Raises `BadRequest` when the record is not a valid key."""
     try:
         fields = known_fields(ApiKey, record)
-        key = ApiKey(**{**fields, "scopes": tuple(record["scopes"])})
+        named = {name: tuple(record.get(name, ())) for name in ("scopes", "models")}
+        key = ApiKey(**{**fields, **named})
     except (TypeError, KeyError) as error:
         raise BadRequest(f"not a key record: {error}", "keys") from error
     check_tenant(key.tenant)
     _check_scopes(key.scopes)
+    check_models(key.models)
     return key
 
 
@@ -224,7 +232,17 @@ def _stored_key(raw: bytes) -> ApiKey:
     """A key written to the store by this version or another; unknown scopes are not granted."""
     record = orjson.loads(raw)
     scopes = tuple(scope for scope in record["scopes"] if scope in SCOPES)
-    return ApiKey(**known_fields(ApiKey, record) | {"scopes": scopes})
+    models = tuple(record.get("models", ()))
+    return ApiKey(**known_fields(ApiKey, record) | {"scopes": scopes, "models": models})
+
+
+def check_models(models: Iterable[str]) -> tuple[str, ...]:
+    """The names, each once. Raises `BadRequest` for one that no model can have."""
+    named = tuple(dict.fromkeys(models))
+    for name in named:
+        if not isinstance(name, str) or not _MODEL.match(name):
+            raise BadRequest("models must be names of models", "models")
+    return named
 
 
 def _check_scopes(scopes: Iterable[str]) -> tuple[str, ...]:

@@ -38,6 +38,7 @@ from steps.retrieval.steps import RetrieveStep, SearchStep
 from steps.retrieval.tokens import word_pieces
 from steps.route.step import route
 from steps.semantic_cache.make import semantic_cache
+from steps.validation.cascade import SharedCascadeLimit
 from steps.validation.guard import GuardClient, Guards
 from steps.validation.inline import InlineModeration
 from steps.validation.moderate import Moderate, Moderator
@@ -76,7 +77,9 @@ def handlers(parts: Parts) -> Mapping[str, Handler]:
         SEARCH_STEP: SearchStep(search),
         RETRIEVE_STEP: RetrieveStep(search),
         MODERATE_INPUT: ModerateInput(guards),
-        VALIDATE_OUTPUT: ValidateOutput(checks(guards), parts.clock),
+        VALIDATE_OUTPUT: ValidateOutput(
+            checks(guards), parts.clock, SharedCascadeLimit(parts.redis)
+        ),
     }
 
 

@@ -141,6 +141,7 @@ def _principal(key: ApiKey) -> Principal:
         key_id=key.id,
         requests_per_minute=key.requests_per_minute,
         budget_per_month=key.budget_per_month,
+        models=frozenset(key.models),
         is_revocable=True,
     )
 

@@ -35,6 +35,8 @@ class Principal:
     """The limit of the key itself, beside its tenant's; 0 for none."""
     budget_per_month: float = 0.0
     """The budget of the key itself, beside its tenant's; 0 for none."""
+    models: frozenset[str] = frozenset()
+    """The models that the key may use; empty for all that its tenant may."""
     is_revocable: bool = False
     """The credential is an API key, which may be revoked while a stream is open."""
 

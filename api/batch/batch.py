@@ -97,6 +97,7 @@ class Batch:
     refused: int = 0
     refusals: tuple[Mapping[str, Any], ...] = ()
     models: tuple[str, ...] = ()
+    allowed_models: tuple[str, ...] = ()  #: those that its key may use; empty for all
     usage: Mapping[str, int] = field(default_factory=dict)
     output_kept_s: int = 0
     ending: BatchStatus | None = None

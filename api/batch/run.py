@@ -65,7 +65,7 @@ class BatchRun:
         self._batch = batch
         self._epoch = epoch
         self._turn_s = turn_s
-        self._principal = Principal(tenant=batch.tenant)
+        self._principal = Principal(tenant=batch.tenant, models=frozenset(batch.allowed_models))
         self._running = {one.number: one for one in batch.running}
         self._output = ResultFile(deps.files, batch, epoch, is_output=True)
         self._errors = ResultFile(deps.files, batch, epoch, is_output=False)

@@ -45,3 +45,9 @@ class Forbidden(TorporError):
 
     status = 403
     code = "forbidden"
+
+
+class ModelNotAllowed(Forbidden):
+    """The key, or its tenant, may not use the model."""
+
+    code = "model_not_allowed"

@@ -5,7 +5,7 @@ Called by every way in: jobs, OpenAI's endpoints, batches. Must not know HTTP.
 
 import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
@@ -15,6 +15,7 @@ import structlog
 from prometheus_client import Counter
 
 from api.auth.principal import Principal
+from api.http.errors import ModelNotAllowed
 from api.http.parameter import IDEMPOTENCY_KEY, REQUEST_ID, Parameter
 from api.job.catalog import Catalog
 from api.job.concurrency_limiter import ConcurrencyLimiter
@@ -46,6 +47,7 @@ from eventing.job.job import (
     API_SOURCE,
     KEY,
     KEY_BUDGET,
+    MODELS,
     NO_FALLBACK,
     RUNNABLE_URLS,
     Job,
@@ -56,7 +58,7 @@ from eventing.job.job import (
     new_job_id,
     parse_request,
 )
-from eventing.job.plan import MOST_STEPS, PlannedStep
+from eventing.job.plan import MOST_STEPS, PlannedStep, tiers_of
 from eventing.job.store import ConversationTurn, NewJob
 from eventing.process.egress import AllowList, check_url
 from eventing.store.conversation.store import Conversations
@@ -143,6 +145,8 @@ class SubmitDeps:
     webhook_allow: AllowList
     submit_timeout_s: float
     drops_unsupported_tools: bool = False
+    tenant_models: Mapping[str, Collection[str]] = field(default_factory=dict)
+    """The models that a tenant may use; a tenant that is not named may use all."""
 
 
 async def submit(
@@ -199,6 +203,7 @@ async def _submit_new(
 ) -> tuple[Job, bool]:
     if new.request.url in RUNNABLE_URLS:  # any other is answered by a step, and needs no model
         await deps.catalog.check(new.request)
+        new = _within_models(deps, principal, new)
     if url := new.metadata.get(JOB_WEBHOOK):
         check_url(url, deps.webhook_allow, WEBHOOK_URL)
     if key:
@@ -234,6 +239,23 @@ async def _admitted(
             await deps.admission.on_admitted(new, job, is_new)
     labelled(_submitted, "accepted" if is_new else "repeated").inc()
     return job, is_new
+
+
+def _within_models(deps: SubmitDeps, principal: Principal, new: NewJob) -> NewJob:
+    """The job with the models that may answer it, where its key or tenant may not use all. A public name over several
+    may be asked by whoever may use one of them. Raises `ModelNotAllowed`.
+    """
+    of_tenant = deps.tenant_models.get(principal.tenant)
+    if of_tenant is None and not principal.models:
+        return new
+    allowed = principal.models or frozenset(of_tenant or ())
+    if of_tenant is not None:
+        allowed &= frozenset(of_tenant)
+    plan = deps.intake.plan_of(new.request.model, new.skip_steps)
+    asked = {new.request.model, *(tiers_of(plan) if plan else ())}
+    if not asked & allowed:
+        raise ModelNotAllowed(f"this key may not use {new.request.model:.80}")
+    return replace(new, metadata={**new.metadata, MODELS: " ".join(sorted(allowed))})
 
 
 async def _kept_answer(

@@ -13,6 +13,7 @@ _KEY: Final = {
     "expires_at": None,
     "requests_per_minute": 600,
     "budget_per_month": 50.0,
+    "models": ["small", "large"],
 }
 _AUDIT: Final = {
     "id": "audit_0123456789abcdef01234567",

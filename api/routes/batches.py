@@ -94,6 +94,7 @@ async def create_batch(call: Call[BatchDeps]) -> Response:
         created_at=call.deps.clock.wall_ms() // 1000,
         metadata=metadata,
         output_kept_s=kept_s,
+        allowed_models=tuple(sorted(call.principal.models)),
     )
     batch = await call.deps.batches.create(wanted)
     if not batch.asks_the_same_as(wanted):

@@ -20,9 +20,17 @@ from api.openapi.operation import Body
 from api.routes.jobs import json_response
 from api.routes.route import Call, Routes
 from api.view.page import Deleted
-from eventing.api_key import DEFAULT_SCOPES, SCOPES, ApiKey, RedisKeys, mint, rotate
+from eventing.api_key import (
+    DEFAULT_SCOPES,
+    SCOPES,
+    ApiKey,
+    RedisKeys,
+    check_models,
+    mint,
+    rotate,
+)
 from eventing.clock import Clock
-from eventing.errors import InvalidJob, NotFound, WrongState
+from eventing.errors import BadRequest, InvalidJob, NotFound, WrongState
 from eventing.job.call_fields import check, number
 
 
@@ -48,6 +56,8 @@ class KeyView(TypedDict):
     requests_per_minute: int | None
     budget_per_month: float | None
     """What its jobs may cost in a calendar month (UTC)"""
+    models: list[str] | None
+    """The models that it may use; null for all that its tenant may"""
     """Calls other than GET, beside the limits of the tenant; null for no limit of its own"""
     key: NotRequired[str]
     """Its text: shown when it is made, and never again"""
@@ -62,6 +72,7 @@ class KeyList(TypedDict):
 
 routes: Routes[KeyDeps] = Routes("keys")
 
+_MOST_MODELS: Final = 100
 _MOST_KEYS: Final = 200
 _LONGEST_NAME: Final = 256
 _LONGEST_S: Final = 10 * 366 * 24 * 3600
@@ -90,6 +101,13 @@ _CREATE: Final = Body(
                 "minimum": 0,
                 "maximum": _MOST_CALLS,
                 "description": "what its jobs may cost in a calendar month (UTC)",
+            },
+            "models": {
+                "type": ["array", "null"],
+                "minItems": 1,
+                "maxItems": _MOST_MODELS,
+                "items": {"type": "string"},
+                "description": "the models that it may use; all that this call's credential may when it is left out",
             },
         },
     },
@@ -126,7 +144,7 @@ async def list_keys(call: Call[KeyDeps]) -> Response:
 async def create_key(call: Call[KeyDeps]) -> Response:
     """Create a key for your tenant. Its text is in this answer only.
 
-    It can have no scope that the credential of this call has not.
+    It can have no scope, and use no model, that the credential of this call has not.
     """
     store, body = _keys(call), await call.read_object()
     if len(await store.list(call.principal.tenant)) >= _MOST_KEYS:
@@ -141,6 +159,7 @@ async def create_key(call: Call[KeyDeps]) -> Response:
         expires_s=now_s + kept_s if kept_s else 0,
         requests_per_minute=_whole(body, "requests_per_minute", _MOST_CALLS),
         budget_per_month=_budget(body.get("budget_per_month")),
+        models=_models(call, body.get("models")),
     )
     await store.put(key)
     _log.info("key created", action="create_key", key_id=key.id)
@@ -156,6 +175,7 @@ async def rotate_key(call: Call[KeyDeps]) -> Response:
     body = parse_object(raw) if raw else {}
     old = await _own(call)
     _check_held(call, old.scopes)
+    _check_models(call, old.models)
     overlap_s = _whole(body, "overlap_s", 30 * _DAY_S, least=0, default=_DAY_S)
     now_s = call.deps.clock.wall_ms() // 1000
     key, text = await rotate(_keys(call), old.id, now_s=now_s, overlap_s=overlap_s)
@@ -178,6 +198,26 @@ def _budget(value: Any) -> float:
         return 0.0
     check("", value, number(0, _MOST_CALLS), "budget_per_month")
     return float(value)
+
+
+def _models(call: Call[KeyDeps], value: Any) -> tuple[str, ...]:
+    """The models asked for. Raises `InvalidJob`, and `Forbidden` for one that the caller may not use."""
+    if value is None:
+        return tuple(sorted(call.principal.models))
+    if not isinstance(value, list) or not 0 < len(value) <= _MOST_MODELS:
+        raise InvalidJob(f"models must be a list of 1 to {_MOST_MODELS} names", "models")
+    try:
+        named = check_models(value)
+    except BadRequest as error:
+        raise InvalidJob(error.message, error.field) from error
+    _check_models(call, named)
+    return named
+
+
+def _check_models(call: Call[KeyDeps], models: tuple[str, ...]) -> None:
+    own = call.principal.models
+    if own and not (models and own.issuperset(models)):
+        raise Forbidden("this credential may not use all of the key's models")
 
 
 def _keys(call: Call[KeyDeps]) -> RedisKeys:
@@ -203,6 +243,7 @@ def _view(key: ApiKey) -> KeyView:
         "expires_at": key.expires_s or None,
         "requests_per_minute": key.requests_per_minute or None,
         "budget_per_month": key.budget_per_month or None,
+        "models": list(key.models) or None,
     }
 
 

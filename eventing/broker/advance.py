@@ -89,7 +89,7 @@ class Advance:
         self, publication: Publication, job: Job, request: JobRequest
     ) -> Publication:
         """The publication of a job that goes to its predictor, with what stands in for that."""
-        word = fallback_word(self._fallbacks, request.model, job.tenant, job.fallback)
+        word = fallback_word(self._fallbacks, request.model, job.tenant, job.fallback, job.metadata)
         return replace(publication, fallback=word) if word or job.fallback else publication
 
     async def answer(

@@ -78,7 +78,8 @@ class Intake:
             new = replace(new, plan=plan)
         if self._fallbacks and not (new.plan and new.plan.first):
             model, asked = new.request.model, new.fallback
-            new = replace(new, fallback=fallback_word(self._fallbacks, model, new.tenant, asked))
+            word = fallback_word(self._fallbacks, model, new.tenant, asked, new.metadata)
+            new = replace(new, fallback=word)
         new = await self._asking(new)
         # An event of ours carries this host's time; the record's is not known yet.
         made = planned_event(event, new.plan) if event else None
@@ -160,7 +161,9 @@ class Intake:
         event = request_event(again)
         publication = self._with_after(self._route.publication(event), again)
         if request is not None and not again.step:
-            word = fallback_word(self._fallbacks, request.model, job.tenant, job.fallback)
+            word = fallback_word(
+                self._fallbacks, request.model, job.tenant, job.fallback, job.metadata
+            )
             publication = replace(publication, fallback=word)
         is_queued = await self._store.redrive(job, request, publication, plan)
         if is_queued:

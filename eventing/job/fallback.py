@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from eventing.errors import BadRequest
-from eventing.job.job import NO_FALLBACK, forbids_fallback
+from eventing.job.job import NO_FALLBACK, forbids_fallback, may_use
 from eventing.job.plan import read_pipelines
 
 NOT_STARTING: Final = "not_starting"
@@ -33,14 +33,22 @@ Fallbacks = Mapping[str, Fallback]
 NO_FALLBACKS: Final[Fallbacks] = {}
 
 
-def fallback_word(fallbacks: Fallbacks, model: str, tenant: str, asked: str = "") -> str:
+def fallback_word(
+    fallbacks: Fallbacks,
+    model: str,
+    tenant: str,
+    asked: str = "",
+    metadata: Mapping[str, str] | None = None,
+) -> str:
     """What the record of a job says that is to wait for `model`: the model and what stands in for it, or `NO_FALLBACK`
-    where its caller wants nothing else, `-` where its tenant may not. `asked` is what the record said before.
+    where its caller wants nothing else, `-` where its tenant or its key may not. `asked` is what the record said
+    before.
     """
     found, is_refused = fallbacks.get(model), forbids_fallback(asked)
     if found is None:
         return NO_FALLBACK if is_refused else ""
     is_kept = bool(found.tenants) and tenant not in found.tenants
+    is_kept = is_kept or not may_use(metadata or {}, found.model)
     return f"{model} {NO_FALLBACK if is_refused else _NOTHING if is_kept else found.model}"
 
 

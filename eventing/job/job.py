@@ -31,6 +31,8 @@ KEY: Final = "torpor.key"
 """Metadata of a job: the id of the API key that submitted it."""
 KEY_BUDGET: Final = "torpor.key_budget"
 """Metadata of a job whose key has a budget."""
+MODELS: Final = "torpor.models"
+"""Metadata of a job whose key or tenant may use some models only: their names, separated by spaces."""
 
 CONTENT_FILTER: Final = "content_filter"
 """Why an answer is incomplete that was withheld (OpenAI's word)."""
@@ -240,6 +242,12 @@ class Job:
                 return "content_filter"
             case _:
                 return "max_output_tokens" if self.state is JobState.INCOMPLETE else None
+
+
+def may_use(metadata: Mapping[str, str], model: str) -> bool:
+    """True where a job of this metadata may be answered by the model: a rule never chooses another."""
+    named = metadata.get(MODELS)
+    return named is None or model in named.split()
 
 
 def forbids_fallback(word: str) -> bool:

@@ -227,6 +227,11 @@ def providers() -> str:
     return f"{PREFIX}:providers"
 
 
+def cascade(tenant: str, model: str) -> str:
+    """Prefix of the sets of a tenant's answers that a better model made of a public name's, one a day."""
+    return f"{PREFIX}:cascade:{escape(tenant)}:{escape(model)}"
+
+
 def starting(model: str) -> str:
     """Whether a model starts that another stands in for. A model's name is not escaped, as in `queue`."""
     return f"{PREFIX}:starting:{model}"

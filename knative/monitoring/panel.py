@@ -326,6 +326,21 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                 "The model that a public name's rule chose; `holdout` measures what the rule costs.",
             ),
             Panel(
+                "Regret of the tiers' rule",
+                "percentunit",
+                (
+                    (
+                        'sum by (model, tier) (increase(torpor_tier_outcomes_total{group="chosen",outcome="bad"}[1d]))'
+                        ' / sum by (model, tier) (increase(torpor_tier_outcomes_total{group="chosen"}[1d])) - '
+                        'sum by (model, tier) (increase(torpor_tier_outcomes_total{group="holdout",outcome="bad"}[1d]))'
+                        ' / sum by (model, tier) (increase(torpor_tier_outcomes_total{group="holdout"}[1d]))',
+                        "{{model}}: {{tier}}",
+                    ),
+                ),
+                "Bad outcomes at the tier that was chosen, less those of the holdout at the best one. Of a few hundred "
+                "jobs it is mostly chance.",
+            ),
+            Panel(
                 "Answers withheld a second",
                 "ops",
                 (

@@ -7,7 +7,7 @@ can say why in words.
 
 import hashlib
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -63,13 +63,21 @@ class TierChoice:
     model: str
     reason: str
     rules: tuple[str, ...]
+    instead_of: str = ""  #: the model that the rule would have chosen for a job of the holdout
 
 
-def choose(rule: TierRule, request: JobRequest, *, tenant: str, job_id: str) -> TierChoice | None:
-    """The model for this request; None when its tenant may be sent to no tier. The same job always gets the same
-    one.
+def choose(
+    rule: TierRule,
+    request: JobRequest,
+    *,
+    tenant: str,
+    job_id: str,
+    may_use: Callable[[str], bool] = lambda _: True,
+) -> TierChoice | None:
+    """The model for this request; None when its tenant or its key may be sent to no tier. The same job always gets the
+    same one.
     """
-    tiers = [tier.model for tier in rule.tiers if tier.takes(tenant)]
+    tiers = [tier.model for tier in rule.tiers if tier.takes(tenant) and may_use(tier.model)]
     if not tiers:
         return None
     effort = request.body.get("reasoning_effort")
@@ -79,10 +87,10 @@ def choose(rule: TierRule, request: JobRequest, *, tenant: str, job_id: str) -> 
         return TierChoice(
             model=tiers[-1], reason=f"reasoning effort is {effort}", rules=("effort",)
         )
-    if _share(job_id) < rule.holdout:
-        return TierChoice(model=tiers[-1], reason="holdout", rules=("holdout",))
     reasons = dict(_reasons(rule, request.body))
     tier = tiers[min(len(reasons), len(tiers) - 1)]
+    if _share(job_id) < rule.holdout:
+        return TierChoice(model=tiers[-1], reason="holdout", rules=("holdout",), instead_of=tier)
     if not reasons:
         return TierChoice(model=tier, reason="short and plain", rules=("plain",))
     return TierChoice(model=tier, reason=", ".join(reasons.values()), rules=tuple(reasons))

@@ -1,14 +1,14 @@
 """The step `validate-output`: judges the answer, has it repaired within bounds, and withholds what must not be shown.
 
 Settings: `mode`, `score` (default: the answer is shown with the verdict) or `block` (what stays wrong is withheld);
-`repairs`, how often the model is asked again with what was wrong; `cascade`, the models that are asked next, in turn;
-and one setting for each check that has some (`format`, `rules`, `guard`). `hold: window` shows an answer while it is
-made, as far as its `rules` have judged it in the predictor; without it a `block` holds back the whole. It is
-repeatable: how often was asked is in the job's history.
+`repairs`, how often the model is asked again with what was wrong; `cascade`, the models that are asked next, in turn,
+as often as `cascade_per_day` allows the tenant; and one setting for each check that has some (`format`, `rules`,
+`guard`). `hold: window` shows an answer while it is made, as far as its `rules` have judged it in the predictor;
+without it a `block` holds back the whole. It is repeatable: how often was asked is in the job's history.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from eventing.clock import Clock
@@ -16,6 +16,14 @@ from eventing.errors import BadRequest
 from eventing.job.job import REJECTED, Job, JobRequest
 from eventing.job.moderation.rules import parse_rules
 from steps.handler import Again, Continue, StepCall, StepOutcome, Withhold, wrong_setting
+from steps.validation.cascade import (
+    PER_DAY,
+    CascadeLimit,
+    most_per_day,
+    parse_cascade,
+    parse_per_day,
+    usable,
+)
 from steps.validation.format_rules import SETTING as FORMAT
 from steps.validation.format_rules import answer_texts, check_format, parse_format
 from steps.validation.guard import GuardClient
@@ -28,9 +36,8 @@ from steps.validation.verdict import Check, Verdict
 
 NAME: Final = "validate-output"
 MOST_REPAIRS: Final = 3
-MOST_TIERS: Final = 4
 _MODES: Final = ("score", "block")
-_FIELDS: Final = ("mode", "hold", "repairs", "cascade")
+_FIELDS: Final = ("mode", "hold", "repairs", "cascade", PER_DAY)
 _ASK: Final = "The answer above is not valid."
 _REQUEST: Final = "Answer again: only the corrected answer, without any remark."
 _PROMPT_MARK: Final = "\n\nAn answer to this was:\n"
@@ -50,6 +57,7 @@ class ValidationRule:
     mode: str = "score"
     repairs: int = 0
     cascade: tuple[str, ...] = ()
+    cascade_per_day: Mapping[str, int] = field(default_factory=dict)  #: by tenant
 
 
 def parse_rule(
@@ -70,14 +78,12 @@ def parse_rule(
         or not 0 <= repairs <= MOST_REPAIRS
     ):
         raise BadRequest(f"repairs must be a whole number up to {MOST_REPAIRS}", "repairs")
-    tiers = settings.get("cascade", ())
-    is_list = isinstance(tiers, list | tuple) and all(
-        isinstance(each, str) and each for each in tiers
+    tiers, numbers = (
+        parse_cascade(settings.get("cascade", ())),
+        parse_per_day(settings.get(PER_DAY)),
     )
-    if not is_list or len(tiers) > MOST_TIERS:
-        raise BadRequest(f"cascade must be a list of up to {MOST_TIERS} models", "cascade")
     _check_hold(settings, mode)
-    return ValidationRule(mode=mode, repairs=repairs, cascade=tuple(tiers))
+    return ValidationRule(mode=mode, repairs=repairs, cascade=tiers, cascade_per_day=numbers)
 
 
 def _check_hold(settings: Mapping[str, Any], mode: str) -> None:
@@ -100,9 +106,12 @@ def _check_hold(settings: Mapping[str, Any], mode: str) -> None:
 class ValidateOutput:
     """The handler."""
 
-    def __init__(self, checks: Mapping[str, Check], clock: Clock) -> None:
+    def __init__(
+        self, checks: Mapping[str, Check], clock: Clock, limit: CascadeLimit | None = None
+    ) -> None:
         self._checks = checks
         self._clock = clock
+        self._limit = limit
 
     async def __call__(self, call: StepCall) -> StepOutcome:
         try:
@@ -118,11 +127,21 @@ class ValidateOutput:
         detail["failed"] = sorted(wrong)
         if all(each.may_repair for each in wrong.values()) and self._has_time(call):
             problems = [text for each in wrong.values() for text in each.problems]
-            if (again := _next_try(rule, call, problems)) is not None:
+            again = _next_try(rule, call, problems)
+            if again is not None and await self._is_within_limit(rule, call, again):
                 return replace(again, detail=detail)
+            if again is not None:
+                detail["cascade"] = "used up for today"
         if rule.mode == "block":
             return Withhold(detail=detail)
         return Continue(detail=detail)
+
+    async def _is_within_limit(self, rule: ValidationRule, call: StepCall, again: Again) -> bool:
+        """False when the tenant has had its number of answers by better models today."""
+        most = most_per_day(rule.cascade_per_day, call.job.tenant)
+        if again.model is None or most is None or self._limit is None:
+            return True
+        return await self._limit.take(call.job, rejected(call.job), most)
 
     async def _verdicts(self, call: StepCall) -> dict[str, Verdict]:
         """What each check says; those after one whose answer must not be shown are not asked."""
@@ -166,9 +185,9 @@ def _next_try(rule: ValidationRule, call: StepCall, problems: list[str]) -> Agai
     count = rejected(call.job)
     if count < rule.repairs:
         return Again(request=repair_request(call, problems))
-    tier = count - rule.repairs
-    if tier < len(rule.cascade):
-        return Again(request=repair_request(call, problems), model=rule.cascade[tier])
+    tier, models = count - rule.repairs, usable(rule.cascade, call.job)
+    if tier < len(models):
+        return Again(request=repair_request(call, problems), model=models[tier])
     return None
 
 

@@ -16,7 +16,7 @@ from eventing.errors import StoreUnavailable
 from eventing.job.cache import CacheKind, CacheStatus, CacheUse
 from eventing.job.job import REJECTED, Job, JobId, JobState, Lane
 from eventing.telemetry.cost import ANSWER, KINDS, spent_tokens
-from eventing.telemetry.metric import routing
+from eventing.telemetry.metric import regret, routing
 from eventing.telemetry.metric.family import DEAD_LETTERS
 from eventing.telemetry.metric.ledger import Ledger
 from eventing.telemetry.metric.series import labelled
@@ -136,6 +136,7 @@ class JobMetrics:
         observe(job, model)
         routing.observe(job, model, self._models)
         self._observe_cost(job, model)
+        regret.observe(job, model, self._models)
         if self._ledger is not None:
             await self._post(self._ledger, job, model)
 

@@ -9,10 +9,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import httpx
+import orjson
 import pytest
 from redis.asyncio import Redis
 
 from api.settings import TenantLimits
+from eventing.cloudevent.event import Event, build_binary
+from eventing.cloudevent.job_event import REQUESTED
+from eventing.job.job import MODELS, JobId
 from eventing.store.redis_store import RedisStore
 from eventing.telemetry.metric.ledger import SLICE_S, Ledger
 from tests.integration.api.api_with_jobs import ApiWithJobs, api_with_jobs, settings_for
@@ -128,6 +133,47 @@ async def torpor(*words: str, api: str, key: str) -> Any:
 
 
 class TestKeys:
+    async def test_a_key_uses_its_models_only_and_makes_none_that_use_more(
+        self, api: ApiWithJobs, acme: Headers, store: RedisStore
+    ) -> None:
+        async def make(by: Headers, **body: Any) -> httpx.Response:
+            scopes = ["admin", "jobs:write"]
+            return await api.client.post("/v1/keys", json={"scopes": scopes, **body}, headers=by)
+
+        made = (await make(acme, models=["m", "n"])).json()
+        narrow = {"authorization": f"Bearer {made['key']}"}
+        other = {"authorization": f"Bearer {(await make(acme, models=['n'])).json()['key']}"}
+        wider = await make(narrow, models=["m", "o"])
+        same = await make(narrow)
+        taken = await api.client.post("/v1/jobs", json=chat_line(), headers=narrow)
+        refused = await api.client.post("/v1/jobs", json=chat_line(), headers=other)
+        event = Event(id="1", source="/s", type=REQUESTED, data=orjson.dumps(chat_line()))
+        headers, body = build_binary(event)
+        by_event = await api.client.post("/v1/events", content=body, headers={**other, **headers})
+        job = await store.get(JobId(taken.json()["id"]))
+
+        assert (made["models"], same.json()["models"]) == (["m", "n"], ["m", "n"])
+        assert wider.status_code == 403
+        assert (taken.status_code, refused.status_code, by_event.status_code) == (202, 403, 403)
+        assert refused.json()["code"] == "model_not_allowed"
+        assert job is not None
+        assert job.metadata[MODELS] == "m n"
+        assert (await get(api, f"/v1/jobs/{job.id}", acme))["metadata"] == {}
+
+    async def test_a_tenant_uses_its_models_only(
+        self, redis_url: str, store: RedisStore, redis: Redis
+    ) -> None:
+        limits = {"acme": TenantLimits(models=("n",))}
+        settings = settings_for(redis_url, keys_source="redis", tenant_limits=limits)
+        async with api_with_jobs(settings, store) as api:
+            acme, other = await headers_of(redis, "acme"), await headers_of(redis, "other")
+            answers = [
+                await api.client.post("/v1/jobs", json=chat_line(), headers=each)
+                for each in (acme, other)
+            ]
+
+        assert [answer.status_code for answer in answers] == [403, 202]
+
     async def test_a_key_is_made_used_rotated_and_revoked(
         self, api: ApiWithJobs, acme: Headers
     ) -> None:

@@ -255,3 +255,53 @@ async def test_an_answer_that_was_asked_again_is_an_attempt_of_its_own_kind() ->
     await JobMetrics([MODEL]).ended(a_job(35, history=history))
 
     assert value("torpor_job_attempts_total", **labels) - before == 1
+
+
+ROUTED: dict[str, object] = {"asked": MODEL, "answered": "small", "rules": ["plain"]}
+HELD_OUT = {**ROUTED, "answered": "large", "rules": ["holdout"], "instead_of": "small"}
+WITHHELD = {"state": JobState.INCOMPLETE, "incomplete": "content_filter"}
+AGAIN = (AttemptRecord(attempt=1, owner="a", started_ms=1, outcome="rejected"),)
+
+
+@pytest.mark.parametrize(
+    ("details", "changes", "group", "outcome"),
+    [
+        ({"route": ROUTED}, {}, "chosen", "good"),
+        ({"route": HELD_OUT}, {}, "holdout", "good"),
+        ({"route": ROUTED, "validate_output": {"valid": False}}, {}, "chosen", "bad"),
+        ({"route": HELD_OUT, "validate_output": {"valid": False}}, {}, "holdout", "bad"),
+        ({"route": ROUTED}, {"history": AGAIN}, "chosen", "bad"),
+        ({"route": ROUTED}, {"state": JobState.FAILED}, "chosen", "bad"),
+        ({"route": ROUTED}, WITHHELD, "chosen", "bad"),
+        ({"route": ROUTED, "ground": {"grounding": {"citations_ok": False}}}, {}, "chosen", "bad"),
+    ],
+)
+async def test_the_outcome_of_a_tier_is_counted_beside_that_of_its_holdout(
+    details: dict[str, dict[str, object]], changes: dict[str, object], group: str, outcome: str
+) -> None:
+    labels = {"model": MODEL, "tier": "small", "group": group, "outcome": outcome}
+    before = value("torpor_tier_outcomes_total", **labels)
+
+    job = a_job(51, **(planned("route", "validate-output", "ground", **details) | changes))
+    await JobMetrics([MODEL, "small", "large"]).ended(job)
+
+    assert value("torpor_tier_outcomes_total", **labels) - before == 1
+
+
+@pytest.mark.parametrize(
+    ("detail", "changes"),
+    [({**ROUTED, "rules": ["effort"]}, {}), (ROUTED, {"state": JobState.CANCELLED}), ({}, {})],
+    ids=["by effort", "cancelled", "not routed"],
+)
+async def test_a_job_whose_tier_was_not_drawn_counts_in_no_regret(
+    detail: dict[str, object], changes: dict[str, object]
+) -> None:
+    def counted() -> float:
+        found = next(f for f in REGISTRY.collect() if f.name == "torpor_tier_outcomes")
+        return sum(sample.value for sample in found.samples if sample.name.endswith("_total"))
+
+    before = counted()
+    job = a_job(52, **(planned("route", route=detail) | changes))
+    await JobMetrics([MODEL, "small"]).ended(job)
+
+    assert counted() == before

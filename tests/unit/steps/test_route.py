@@ -99,6 +99,33 @@ def test_the_holdout_is_a_share_of_jobs_and_the_same_job_always_gets_the_same() 
     assert 60 <= held_out <= 140
 
 
+def test_a_job_of_the_holdout_says_what_the_rule_would_have_chosen() -> None:
+    rule = TierRule(tiers=TIERS, holdout=1.0)
+    request = JobRequest(url="/v1/completions", body={"prompt": "?"})
+    choice = choose(rule, request, tenant="t", job_id="job_1")
+
+    assert choice is not None
+    assert (choice.model, choice.reason, choice.instead_of) == ("large", "holdout", "small")
+
+
+@pytest.mark.parametrize("effort", [None, "low", "high"])
+@pytest.mark.parametrize("holdout", [0.0, 1.0])
+def test_no_rule_chooses_a_model_that_the_key_may_not_use(
+    effort: str | None, holdout: float
+) -> None:
+    rule = TierRule(tiers=TIERS, holdout=holdout)
+    body = {"prompt": "word " * 900, "reasoning_effort": effort, "tools": [{}]}
+    request = JobRequest(url="/v1/completions", body=body)
+
+    def may_use(model: str) -> bool:
+        return model == "middle"
+
+    choice = choose(rule, request, tenant="t", job_id="job_1", may_use=may_use)
+
+    assert choice is not None
+    assert choice.model == "middle"
+
+
 def test_images_in_a_message_are_no_words() -> None:
     parts = [{"type": "image_url", "image_url": {"url": "x"}}, {"type": "text", "text": "a b"}]
     request = JobRequest(

@@ -1,13 +1,14 @@
 """The step `validate-output`: what is valid, how often is asked again, and what becomes of what stays wrong."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from eventing.clock import SystemClock
 from eventing.errors import BadRequest
-from eventing.job.job import AttemptRecord, Job, JobId, JobRequest, JobState
+from eventing.job.job import MODELS, AttemptRecord, Job, JobId, JobRequest, JobState
 from steps.handler import Again, Continue, Refuse, StepCall, StepOutcome, Withhold
 from steps.validation.format_rules import schema_problems
 from steps.validation.guard import GuardClient, Guards
@@ -228,3 +229,55 @@ async def test_wrong_settings_are_named(settings: dict[str, Any], field: str) ->
         parse_rule(settings)
     assert raised.value.field == field
     assert isinstance(await judged("x", settings), Refuse)
+
+
+class CountedInMemory:
+    """As the store counts: each answer once."""
+
+    def __init__(self) -> None:
+        self.made: set[tuple[str, int]] = set()
+
+    async def take(self, job: Job, tier: int, most: int) -> bool:
+        if len(self.made | {(job.id, tier)}) > most:
+            return False
+        self.made.add((job.id, tier))
+        return True
+
+
+@pytest.mark.parametrize(
+    ("per_day", "tiers"), [(1, [True, True, False]), ({"acme": 0, "default": 2}, [True] * 3)]
+)
+async def test_a_tenant_has_so_many_answers_by_better_models_in_a_day(
+    per_day: object, tiers: list[bool]
+) -> None:
+    """The same answer, judged again after a crash, is one."""
+    step = ValidateOutput(checks(GUARDS), SystemClock(), CountedInMemory())
+    settings = {"mode": "block", "cascade": ["large"], "cascade_per_day": per_day}
+    first = called("no json", settings, response_format=JSON)
+    other = replace(first, job=replace(first.job, id=JobId("job_2")))
+
+    outcomes = [await step(call) for call in (first, first, other)]
+
+    assert [isinstance(outcome, Again) for outcome in outcomes] == tiers
+    if not tiers[-1]:
+        assert isinstance(outcomes[-1], Withhold)
+        assert outcomes[-1].detail["cascade"] == "used up for today"
+
+
+async def test_a_cascade_leaves_out_what_the_key_may_not_use() -> None:
+    step = ValidateOutput(checks(GUARDS), SystemClock())
+    call = called("no json", {"cascade": ["large", "middle"]}, response_format=JSON)
+    limited = replace(call, job=replace(call.job, metadata={MODELS: "middle small"}))
+
+    outcome = await step(limited)
+
+    assert isinstance(outcome, Again)
+    assert outcome.model == "middle"
+
+
+@pytest.mark.parametrize("value", [-1, True, "9", {"acme": 1.5}, {1: 2}, []])
+async def test_an_invalid_number_of_better_answers_a_day_is_named(value: object) -> None:
+    with pytest.raises(BadRequest) as refused:
+        parse_rule({"cascade": ["large"], "cascade_per_day": value})
+
+    assert refused.value.field == "cascade_per_day"

@@ -81,6 +81,10 @@ def create(
     budget_per_month: Annotated[
         float, typer.Option(min=0, help="What its jobs may cost a month; 0 for the tenant's alone.")
     ] = 0.0,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="A model that it may use; may be given often. All when left out."),
+    ] = None,
     redis_url: RedisUrl = "",
     file: File = None,
     data_dir: DataDir = None,
@@ -97,6 +101,7 @@ def create(
             expires_s=now_s + days * _DAY_S if days else 0,
             requests_per_minute=requests_per_minute,
             budget_per_month=budget_per_month,
+            models=model or (),
         )
         await key_store.put(key)
         return text
