@@ -243,7 +243,7 @@ async def _admitted(
 
 def _within_models(deps: SubmitDeps, principal: Principal, new: NewJob) -> NewJob:
     """The job with the models that may answer it, where its key or tenant may not use all. A public name over several
-    may be asked by whoever may use one of them. Raises `ModelNotAllowed`.
+    may be asked where one of them may be used. Raises `ModelNotAllowed`.
     """
     of_tenant = deps.tenant_models.get(principal.tenant)
     if of_tenant is None and not principal.models:
