@@ -315,7 +315,12 @@ class Deliveries:
         generation = Generation(
             leased.attempt,
             leased.checkpoint,
-            _request(leased.job, leased.attempt.number, starts_over=leased.attempt.void_count > 0),
+            _request(
+                leased.job,
+                leased.attempt.number,
+                starts_over=leased.attempt.void_count > 0,
+                counts_throughout=leased.hold is Hold.WINDOW,
+            ),
             engine=self._engine,
             store=self._store,
             appends=self._appends,
@@ -394,7 +399,9 @@ def _is_elsewhere(job: Job, new: NewJob) -> bool:
     return not job.state.is_terminal and job.request.model != new.request.model
 
 
-def _request(job: Job, attempt: int, *, starts_over: bool = False) -> EngineRequest:
+def _request(
+    job: Job, attempt: int, *, starts_over: bool = False, counts_throughout: bool = False
+) -> EngineRequest:
     """The engine call of an attempt; two attempts of a job may overlap in one engine for a moment."""
     return EngineRequest(
         f"{job.id}-{attempt}",
@@ -405,6 +412,7 @@ def _request(job: Job, attempt: int, *, starts_over: bool = False) -> EngineRequ
         lane=job.lane,
         allows_fallback=job.allows_fallback,
         starts_over=starts_over,
+        counts_throughout=counts_throughout,
     )
 
 

@@ -90,21 +90,8 @@ class Settlement:
                 except ResultTooLarge as error:
                     refusal = _refused(error, is_reported_to_caller=attempt.is_reported_to_caller)
                     return await self._finish(attempt, refusal), "invalid"
-            case Withheld(body, finding):
-                _log.info(
-                    "answer withheld",
-                    action="withhold",
-                    rule=finding.kind,
-                    category=finding.category,
-                )
-                body, usage = _without_extra(body)
-                ending = Ending(
-                    state=JobState.INCOMPLETE,
-                    result=body,
-                    usage=usage or _usage(attempt.token_count + new_tokens),
-                    incomplete=CONTENT_FILTER,
-                    gpu_ms=gpu_ms,
-                )
+            case Withheld():
+                ending = _withheld(result, attempt.token_count + new_tokens, gpu_ms)
                 return await self._finish(attempt, ending), "withheld"
             case EngineFailed(BadRequest() as error):
                 refusal = _refused(error, is_reported_to_caller=attempt.is_reported_to_caller)
@@ -247,9 +234,26 @@ def _without_extra(
     return body, {**usage, **sums, "extra": extra}
 
 
-def _usage(tokens: int) -> Mapping[str, int]:
-    """The usage of an answer that was stopped: the engine says it at the end only, and with it the prompt's tokens."""
-    return {"prompt_tokens": 0, "completion_tokens": tokens, "total_tokens": tokens}
+def _withheld(result: Withheld, tokens: int, gpu_ms: int) -> Ending:
+    """The end of an answer after so many tokens, all choices together."""
+    kind, category = result.finding.kind, result.finding.category
+    _log.info("answer withheld", action="withhold", rule=kind, category=category)
+    said = result.body.get("usage") or {}
+    if result.is_stopped or not said:  # an engine counts along, but each choice for itself
+        prompt = said.get("prompt_tokens") or 0
+        said = {
+            "prompt_tokens": prompt,
+            "completion_tokens": tokens,
+            "total_tokens": prompt + tokens,
+        }
+    body, usage = _without_extra({**result.body, "usage": said})
+    return Ending(
+        state=JobState.INCOMPLETE,
+        result=body,
+        usage=usage,
+        incomplete=CONTENT_FILTER,
+        gpu_ms=gpu_ms,
+    )
 
 
 def _ended(job: Job | None) -> Outcome:

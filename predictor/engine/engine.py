@@ -57,6 +57,7 @@ class EngineRequest:
     idempotency_key: str = ""  #: the same for each attempt of a job
     lane: str = ""
     allows_fallback: bool = True  #: another provider may answer
+    counts_throughout: bool = False  #: each chunk says the usage so far: the answer may be stopped
     starts_over: bool = False  #: an earlier attempt's answer broke off
 
 

@@ -115,15 +115,15 @@ class SeededEngine:
                 if request.url == EMBEDDING_URL:
                     yield DecodeStep((), _embedding_body(parsed, self.model_names[0]))
                     return
-                async for step in self._generate(request.request_id, parsed, prior_token_ids):
+                chunks = _Chunks(request, parsed, parsed.model or self.model_names[0])
+                async for step in self._generate(chunks, parsed, prior_token_ids):
                     yield step
             finally:
                 self._running.discard(request.request_id)
 
     async def _generate(
-        self, request_id: str, request: SeededRequest, prior: Sequence[int]
+        self, chunks: "_Chunks", request: SeededRequest, prior: Sequence[int]
     ) -> AsyncIterator[DecodeStep]:
-        chunks = _Chunks(request_id, request, request.model or self.model_names[0])
         limit = seeded_tokens.output_limit(request, self._settings.max_model_len)
         await self._pause(_seconds(request.prompt_tokens + len(prior), self._prefill_speed))
         for choice in range(request.n if request.is_chat else 0):
@@ -193,10 +193,11 @@ class SeededEngine:
 class _Chunks:
     """Stream chunks of one answer, in vLLM's form."""
 
-    def __init__(self, request_id: str, request: SeededRequest, model: str) -> None:
+    def __init__(self, call: EngineRequest, request: SeededRequest, model: str) -> None:
         self._request = request
+        self._counts = call.counts_throughout
         self._frame = {
-            "id": f"{'chatcmpl' if request.is_chat else 'cmpl'}-{request_id}",
+            "id": f"{'chatcmpl' if request.is_chat else 'cmpl'}-{call.request_id}",
             "object": "chat.completion.chunk" if request.is_chat else "text_completion",
             "created": int(time.time()),
             "model": model,
@@ -206,6 +207,11 @@ class _Chunks:
         return self._chunk(choice, {"delta": {"role": "assistant", "content": ""}}, None)
 
     def token(self, choice: int, position: int, token_id: int, is_last: bool) -> Mapping[str, Any]:
+        """The chunk of a token; as at vLLM, its usage is that of its choice."""
+        chunk = self._token(choice, position, token_id, is_last)
+        return chunk | {"usage": self._usage(position + 1)} if self._counts else chunk
+
+    def _token(self, choice: int, position: int, token_id: int, is_last: bool) -> dict[str, Any]:
         thought = self._request.knobs.reasoning_tokens
         text = seeded_tokens.text_of(token_id, is_first=position in (0, thought))
         reason = None if not is_last else "stop" if token_id == EOS else "length"
@@ -227,17 +233,17 @@ class _Chunks:
         return {"index": 0, "id": name, "type": "function", "function": function}
 
     def usage(self, completion_tokens: int) -> Mapping[str, Any]:
+        return {**self._frame, "choices": [], "usage": self._usage(completion_tokens)}
+
+    def _usage(self, completion_tokens: int) -> Mapping[str, int]:
         prompt_tokens = self._request.prompt_tokens
-        usage = {
+        return {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
             "total_tokens": prompt_tokens + completion_tokens,
         }
-        return {**self._frame, "choices": [], "usage": usage}
 
-    def _chunk(
-        self, choice: int, shown: Mapping[str, Any], reason: str | None
-    ) -> Mapping[str, Any]:
+    def _chunk(self, choice: int, shown: Mapping[str, Any], reason: str | None) -> dict[str, Any]:
         entry = {"index": choice, **shown, "logprobs": None, "finish_reason": reason}
         return {**self._frame, "choices": [entry]}
 

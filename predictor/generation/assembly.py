@@ -46,7 +46,8 @@ class Assembler:
         """Add the next chunk. A body that is not a chunk (`embeddings`) is the whole answer."""
         # A text's whole body has the object of its chunks; none of these alone holds choices and usage.
         is_first = self._body is None
-        self._whole = chunk if is_first and chunk.get("choices") and chunk.get("usage") else None
+        is_whole = is_first and chunk.get("choices") and chunk.get("usage")
+        self._whole = chunk if is_whole and chunk.get("object") != "chat.completion.chunk" else None
         if self._body is None:
             self._body = self._frame(chunk)
         if chunk.get("object") not in _FULL_NAME:

@@ -74,10 +74,13 @@ class Completed:
 
 @dataclass(frozen=True, slots=True)
 class Withheld:
-    """A rule found something that may not be shown; the engine was stopped there. `body` is the answer so far."""
+    """A rule found something that may not be shown; the engine was stopped there. `body` is the answer so far, with
+    the usage so far: of a stopped answer only its `prompt_tokens` are those of all choices.
+    """
 
     body: Mapping[str, Any]
     finding: Finding
+    is_stopped: bool  #: the engine had not said all
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +152,7 @@ class Generation:
         self._failure: TorporError | None = None
         self._judge = judge
         self._finding: Finding | None = None
+        self._is_stopped = False
         self._stop: Interrupted | None = None
         self._decoding: asyncio.Task[None] | None = None
         self._writing: asyncio.Task[None] | None = None
@@ -205,7 +209,7 @@ class Generation:
         if self._judge is not None and self._finding is None:
             self._finding = self._judge.finish()
         if self._finding is not None:
-            return Withheld(self._answer.body(), self._finding)
+            return Withheld(self._answer.body(), self._finding, self._is_stopped)
         return Completed(self._answer.body(), self._writer.pop_final_batch())
 
     def _on_refused_write(self, hold: LeaseStatus) -> None:
@@ -220,6 +224,7 @@ class Generation:
                 async for step in steps:
                     self._take(step)
                     if self._finding is not None:
+                        self._is_stopped = True
                         break
                     if self._writer.is_full:
                         await self._writer.wait_for_room()

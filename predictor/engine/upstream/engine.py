@@ -286,6 +286,10 @@ class _Call:
             self._report = report
             async for chunk in answer.chunks:
                 usage = chunk.get("usage") or usage
+                if request.counts_throughout and not usage:
+                    # A provider counts at the end only; of an answer that is stopped the prompt's size is estimated.
+                    prompt, _ = _size(request)
+                    chunk = {**chunk, "usage": {"prompt_tokens": prompt}}
                 shows = _shows(chunk) or request.url == EMBEDDING_URL
                 if shows and report.first_token_s is None:
                     first_s = asyncio.get_running_loop().time() - self._started_s

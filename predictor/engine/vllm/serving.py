@@ -182,7 +182,10 @@ def _stream_fields(request: EngineRequest) -> Mapping[str, Any]:
     """
     body = request.body
     if request.wants_chunks and (body.get("stream") or not _is_unstreamable(body)):
-        return {"stream": True, "stream_options": _stream_options(body.get("stream_options"))}
+        options = _stream_options(body.get("stream_options"))
+        if request.counts_throughout:
+            options = {**options, "continuous_usage_stats": True}
+        return {"stream": True, "stream_options": options}
     return {"stream": False, "stream_options": None}
 
 

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from api.settings import ApiSettings, ModelCard, TenantLimits
 from eventing.api_key import DEFAULT_SCOPES, RedisKeys, mint
-from eventing.job.job import JobId
+from eventing.job.job import JobId, JobState
 from eventing.redis import keys
 from eventing.store.redis_store import RedisStore
 from tests.integration.api.conftest import NOW_S, Rig, chat_line, rig_over
@@ -91,6 +91,23 @@ async def test_a_spent_budget_refuses_with_what_and_when(priced: Rig, redis: Red
     assert gone.status_code == 429
     other = await priced.client.post("/v1/jobs", json=line(1), headers=await key_of(redis, "beta"))
     assert other.status_code == 202
+
+
+async def test_an_answer_that_a_rule_stopped_costs_its_prompt_and_what_was_made(
+    priced: Rig, redis: Redis
+) -> None:
+    headers = await key_of(redis, "acme")
+    job_id = (await priced.client.post("/v1/jobs", json=line(3), headers=headers)).json()["id"]
+    usage = {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11}
+    predictor = await priced.predictor(job_id)
+    await predictor.finish(
+        {**chat_result(""), "usage": usage},
+        state=JobState.INCOMPLETE,
+        incomplete="content_filter",
+    )
+    await priced.until_told()
+
+    assert await spent(redis, "tenant", "acme") == 9 + 2 * 2
 
 
 async def test_a_budget_that_is_almost_spent_says_so(priced: Rig, redis: Redis) -> None:
