@@ -114,6 +114,18 @@ async def test_the_key_is_read_for_each_call_and_the_jobs_id_is_the_idempotency_
     assert provider.headers[0]["idempotency-key"] == "job_1"
 
 
+async def test_an_answer_that_may_be_stopped_has_an_estimate_of_its_prompt_until_its_end(
+    provider: ScriptedProvider,
+) -> None:
+    async with engine_at(provider.url) as engine:
+        steps = await all_steps(engine, replace(asked("word " * 80), counts_throughout=True))
+
+    first, *_, last = [step.chunk for step in steps if step.chunk]
+    assert 80 <= first["usage"]["prompt_tokens"] <= 160
+    assert last["usage"]["prompt_tokens"] == 5  # as the provider says
+    assert body_of(steps)["usage"]["total_tokens"] == 7
+
+
 async def test_a_stream_that_breaks_off_is_a_failed_attempt(provider: ScriptedProvider) -> None:
     provider.answers = [says("Pa", "ris", breaks_after=1)]
     async with engine_at(provider.url) as engine:

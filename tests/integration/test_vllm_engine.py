@@ -276,6 +276,19 @@ async def test_sixteen_at_once_each_get_their_own_answer(engine: VllmEngine) -> 
 
 
 @pytest.mark.parametrize("make", [chat, completion], ids=["chat", "completion"])
+async def test_an_answer_that_may_be_stopped_says_its_usage_from_the_first_token_on(
+    engine: VllmEngine, make: Any
+) -> None:
+    whole = body_of(await all_steps(engine, make("Count.", max_tokens=8)))
+    request = replace(make("Count.", "counts", max_tokens=8), counts_throughout=True)
+    steps = await all_steps(engine, request)
+
+    assert body_of(steps) == whole
+    said = [step.chunk["usage"] for step in steps if step.chunk and step.chunk.get("choices")]
+    assert {usage["prompt_tokens"] for usage in said} == {whole["usage"]["prompt_tokens"]}
+
+
+@pytest.mark.parametrize("make", [chat, completion], ids=["chat", "completion"])
 async def test_closing_a_run_frees_its_slot(engine: VllmEngine, make: Any) -> None:
     runs = [
         engine.run(make("Count.", request_id=f"slot-{i}", max_tokens=900, ignore_eos=True), ())
