@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from knative.monitoring import query
-from knative.monitoring.panel import ROWS, Panel
+from knative.monitoring.panel import Panel
+from knative.monitoring.row import ROWS
 
 _WIDTH, _HEIGHT = 8, 7
 _SOURCE: Final = {"type": "prometheus", "uid": "${datasource}"}
