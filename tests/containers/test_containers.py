@@ -5,21 +5,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import httpx
 import pytest
 import redis
 
+from knative.deploy.render.render import write
+from knative.deploy.values import Values
 from tests.containers.image import CACHE, Image, Unavailable, base, built, linked, storage
 from tests.containers.node import Container, Node, podman, store_image
 from tests.manifests.conftest import MANIFESTS, kustomize
@@ -194,6 +201,96 @@ def test_a_job_ends_once_though_every_process_is_killed_while_it_runs(
     assert node.call(lambda: ends(node)) == 1
     alone = pods.until(pods.submit(1000), lambda job: job["state"] == "completed")
     assert job["result"]["choices"] == alone["result"]["choices"]
+
+
+PROVIDER_PORT = 9100
+UPSTREAM = {
+    "url": f"http://127.0.0.1:{PROVIDER_PORT}/v1",
+    "model": "large-4",
+    "secret": "big-provider",
+    "tenants": ["*"],
+    "networks": ["127.0.0.0/8"],
+}
+
+
+class Provider(BaseHTTPRequestHandler):
+    """Answers one word to those who have the key."""
+
+    seen: ClassVar[list[tuple[str, dict[str, Any]]]] = []
+
+    def do_GET(self) -> None:
+        self._say(b'{"object": "list", "data": []}', "application/json")
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.seen.append((self.headers["authorization"], body))
+        said = {"id": "x", "object": "chat.completion.chunk", "created": 1, "model": "theirs-4"}
+        ends = ({"content": "Paris."}, None), ({}, "stop")
+        chunks = [
+            said | {"choices": [{"index": 0, "delta": delta, "finish_reason": reason}]}
+            for delta, reason in ends
+        ]
+        usage = {"prompt_tokens": 2, "completion_tokens": 1, "total_tokens": 3}
+        chunks.append(said | {"choices": [], "usage": usage})
+        lines = [f"data: {json.dumps(each)}\n\n" for each in chunks]
+        self._say("".join([*lines, "data: [DONE]\n\n"]).encode(), "text/event-stream")
+
+    def _say(self, content: bytes, kind: str) -> None:
+        self.send_response(200)
+        self.send_header("content-type", kind)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        return None
+
+
+@contextmanager
+def provider_on(node: Node) -> Iterator[type[Provider]]:
+    """A provider on the node's network."""
+    server = ThreadingHTTPServer(("127.0.0.1", PROVIDER_PORT), Provider, bind_and_activate=False)
+    server.socket.close()
+    server.socket = node.call(lambda: socket.create_server(("127.0.0.1", PROVIDER_PORT)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield Provider
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_a_providers_pod_runs_as_rendered_and_shows_the_key_of_its_secret(
+    images: dict[str, Image], tmp_path: Path
+) -> None:
+    tmp_path.chmod(0o755)
+    write(tmp_path, Values.model_validate({"more_models": [{"name": "big", "upstream": UPSTREAM}]}))
+    node = Node(kustomize(tmp_path / "overlays" / "queue-cpu"), tmp_path / "node", FAST)
+    node.secrets["big-provider"] = {"key": "sk-from-the-secret"}
+    big = ("InferenceService", "big")
+    with closing(node), provider_on(node) as provider:
+        node.run("StatefulSet", "torpor-redis", "redis", images["store"]).until_ready()
+        pods = Pods(
+            node,
+            node.run("Deployment", "torpor-api", "api", images["api"]),
+            node.run("Deployment", "torpor-broker", "broker", images["broker"]),
+            node.run(*big, "kserve-container", images["predictor"]),
+            node.run(*big, "pump", images["broker"]),
+        )
+        for each in pods.all:
+            each.until_ready()
+        asked = {"model": "big", "messages": [{"role": "user", "content": "?"}]}
+
+        said = pods.ask("POST", "/v1/chat/completions", json=asked)
+
+        assert said.status_code == 200, [said.text, *(each.log() for each in pods.all)]
+        assert said.json()["choices"][0]["message"]["content"] == "Paris."
+        key, body = provider.seen[-1]
+        assert (key, body["model"]) == ("Bearer sk-from-the-secret", "large-4")
+        pods.predictor.send(signal.SIGTERM)
+        assert pods.predictor.wait() == 0, pods.predictor.log()
 
 
 @pytest.mark.parametrize("overlay", ["serverless-cpu"])
