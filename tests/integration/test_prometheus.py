@@ -92,7 +92,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
 
 
 OF_PODS = (
-    *("torpor_step_", "torpor_upstream_", "torpor_provider_", "torpor_routed_"),
+    *("torpor_step_", "torpor_upstream_", "torpor_provider_", "torpor_routed_", "torpor_tier_"),
     *("torpor_model_not_starting", "torpor_hallucination_", "torpor_critic_", "torpor_audit"),
 )
 """Of processes that come and go and are scraped on a cluster only, and of providers, plans, fallbacks and audits,
