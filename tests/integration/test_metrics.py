@@ -16,7 +16,15 @@ PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 PARTS = ("api", "broker", "activator", "predictor", "steps")
 UNITS = ("_seconds", "_total", "_bytes", "_per_minute")
 COUNTS = {
-    # Gauges that count things carry the thing's name.
+    # Gauges that count things carry the thing's name, and so do shares.
+    "torpor_audit_gpu_share",
+    "torpor_audits_waiting",
+    "torpor_critic_kappa",
+    "torpor_hallucination_audited_jobs",
+    "torpor_hallucination_rate",
+    "torpor_hallucination_rate_low",
+    "torpor_hallucination_rate_high",
+    "torpor_model_not_starting",
     "torpor_queue_depth",
     "torpor_queue_abandoned_events",
     "torpor_queue_events",

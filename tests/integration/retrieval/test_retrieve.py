@@ -9,6 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from eventing.clock import SystemClock
 from eventing.job.job import Job, JobId, JobRequest, JobState
+from eventing.telemetry.audit import AUDIT_TENANT, SEARCHED_TENANT
 from steps.handler import Answer, Continue, Refuse, Skip, StepCall
 from steps.retrieval.search import SearchDeps, VectorSearch
 from steps.retrieval.steps import RetrieveStep, SearchStep
@@ -141,6 +142,28 @@ async def test_no_chunk_crosses_tenants(library: Library) -> None:
         call = call_of({})
         answer = await search(replace(call, request=JobRequest(url="x", body=body)))
         assert isinstance(answer, Refuse)
+
+
+async def test_an_audit_searches_the_vector_stores_of_the_tenant_whose_answer_it_judges(
+    library: Library,
+) -> None:
+    store = await library.store_of("The warranty lasts two years.")
+    step = RetrieveStep(search_over(library))
+    settings = {"vector_store_ids": [store.id]}
+    asked = call_of(settings, tenant=AUDIT_TENANT)
+    audit = replace(asked, job=replace(asked.job, metadata={SEARCHED_TENANT: TENANT}))
+    posing = call_of(settings, tenant="globex")
+    posing = replace(posing, job=replace(posing.job, metadata={SEARCHED_TENANT: TENANT}))
+
+    outcome = await step(audit)
+
+    assert isinstance(outcome, Continue)
+    assert outcome.request is not None
+    content = outcome.request.body["messages"][-1]["content"]
+    assert re.fullmatch(
+        r"Context.*warranty lasts.*=== \w+ ===\n\n" + re.escape(QUESTION), content, re.S
+    )
+    assert isinstance(await step(posing), Refuse)
 
 
 async def test_a_search_answers_in_openais_form(library: Library) -> None:
