@@ -26,7 +26,7 @@ from steps.check import NO_OPS
 from steps.embedding.packaged import PackagedEmbedder
 from steps.embedding.step import EmbedStep
 from steps.grounding.step import NAME as GROUND
-from steps.grounding.step import ground
+from steps.grounding.step import Ground
 from steps.handler import Continue, Handler, StepCall, StepOutcome
 from steps.memory.memory import Memory
 from steps.memory.recall import Recall
@@ -71,7 +71,7 @@ def handlers(parts: Parts) -> Mapping[str, Handler]:
         MODERATE_STEP: Moderate(moderator),
         MODERATION_INPUT: inline.input,
         MODERATION_OUTPUT: inline.output,
-        GROUND: ground,
+        GROUND: Ground(guards),
         "semantic-cache": semantic_cache(parts),
         MEMORY: Memory(conversations, Recall(conversations, parts.embedder)),
         SEARCH_STEP: SearchStep(search),

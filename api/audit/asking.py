@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import Final
 
 from api.audit.audits import NAME, VERSION, passages_given
-from api.audit.critic import Claim, answer_of, critic_request, question_of
+from api.audit.critic import answer_of, critic_request, question_of
 from eventing.job.job import Job, Lane
+from eventing.job.moderation.claim import Claim
 from eventing.job.plan import PlannedStep
 from eventing.job.store import NewJob
 from eventing.telemetry.audit import AUDIT_TENANT, SEARCHED_TENANT, AuditRule, audit_job_id

@@ -13,9 +13,10 @@ from typing import Any, Final
 
 import orjson
 
-from api.audit.critic import Claim, Verdict
+from api.audit.critic import Verdict
 from api.audit.estimate import LEAST_GOLDEN_ROWS, GoldenCounts
 from eventing.errors import BadRequest
+from eventing.job.moderation.claim import Claim
 
 _MOST_ROWS: Final = 5000
 _LEAST_OF_EACH: Final = 30

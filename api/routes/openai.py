@@ -366,7 +366,7 @@ def _last_frames(chunker: Chunker, job: Job, *, has_usage: bool) -> bytes:
     """The frames for the end of `job`. Raises the reason when it has no answer."""
     if failure := failure_of(job):
         raise failure
-    chunks = [*chunker.unshown(job), *chunker.moderation(job)]
+    chunks = [*chunker.unshown(job), *chunker.moderation(job), *chunker.grounding(job)]
     if has_usage:
         chunks.append(chunker.usage(job.usage or _usage_of(job)))
     return b"".join(map(data_frame, chunks)) + DONE

@@ -9,7 +9,7 @@ from typing import Any, Final
 import orjson
 
 from api.limit.service_tier import used_tier
-from api.view.outcome import CallFailed, answer_id, answer_of, moderation_in
+from api.view.outcome import CallFailed, answer_id, answer_of, grounding_in, moderation_in
 from api.view.retrieval import LinkFilters
 from eventing.job.answer_links import link_hosts
 from eventing.job.job import CONTENT_FILTER, Job
@@ -106,6 +106,11 @@ class Chunker:
         """The chunk that says what was found in the request and the answer, where the call asked for it."""
         if found := moderation_in(job):
             yield self._dump([], moderation=found)
+
+    def grounding(self, job: Job) -> Iterator[bytes]:
+        """The chunk that says how far the passages support the answer, where that is checked."""
+        if found := grounding_in(job):
+            yield self._dump([], grounding=found)
 
     def usage(self, usage: Mapping[str, Any] | None) -> bytes:
         """The last chunk of a stream that requested usage."""

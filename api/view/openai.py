@@ -49,6 +49,7 @@ class ChatCompletion(TypedDict):
     model: str
     choices: list[ChatChoice]
     moderation: NotRequired[dict[str, Any]]
+    grounding: NotRequired[dict[str, Any]]
     usage: NotRequired[TokenUsage | None]
 
 

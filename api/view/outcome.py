@@ -12,6 +12,7 @@ from eventing.job.answer_links import shown_result
 from eventing.job.call_fields import MODERATION, MODERATION_URL
 from eventing.job.job import CHAT_URLS, Job, JobState
 from eventing.job.moderation.inline import moderation_of
+from eventing.job.plan import GROUND_STEP
 from eventing.job.reasoning import choice_with_both_names
 
 _CALLERS_FAULT: Final = frozenset(
@@ -75,6 +76,8 @@ def answer_of(job: Job) -> Mapping[str, Any]:
         body["choices"] = [_whole(choice_with_both_names(each)) for each in choices]
     if found := moderation_in(job):
         body[MODERATION] = found
+    if verdict := grounding_in(job):
+        body["grounding"] = verdict
     if body.get("object") == "chat.completion":
         body = {**_UNASKED, **body}
     return body | own
@@ -88,6 +91,20 @@ def moderation_in(job: Job) -> Mapping[str, Any] | None:
         return None
     said = (job.result or {}).get(MODERATION)
     return said if isinstance(said, Mapping) else moderation_of(job.pipeline)
+
+
+def grounding_in(job: Job) -> Mapping[str, Any] | None:
+    """How far the passages support an ended job's answer, where its plan has that checked: the verdict with the places
+    of what they do not, or the reason why there is none. None for other jobs, and for an answer that was withheld.
+    """
+    has_answer = job.state in (JobState.COMPLETED, JobState.INCOMPLETE) and not job.incomplete
+    if not has_answer or job.plan is None or job.plan.step(GROUND_STEP) is None:
+        return None
+    detail = next((each.detail for each in job.pipeline if each.step == GROUND_STEP), {})
+    verdict = detail.get("grounding")
+    if isinstance(verdict, Mapping):
+        return verdict
+    return {"score": None, "reason": str(detail.get("reason") or "not checked")}
 
 
 def _whole(choice: Any) -> Any:

@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 from api.http.described import described
 from api.limit.service_tier import used_tier
 from api.view.job import public_metadata
-from api.view.outcome import moderation_in
+from api.view.outcome import grounding_in, moderation_in
 from api.view.retrieval import annotations, search_item
 from eventing.errors import NotFound
 from eventing.job.answer_links import shown_text
@@ -92,6 +92,8 @@ class ResponseView(TypedDict):
     conversation: dict[str, str] | None
     moderation: NotRequired[dict[str, Any]]
     """What was found in the request and its answer, where the call asked for it"""
+    grounding: NotRequired[Mapping[str, Any]]
+    """How far the passages support the answer, where the model's plan has that checked"""
     max_output_tokens: int | None
     max_tool_calls: int | None
     parallel_tool_calls: bool
@@ -158,6 +160,8 @@ def response_view(
     }
     if found := moderation_in(job):
         view["moderation"] = single_result(found)
+    if verdict := grounding_in(job):
+        view["grounding"] = verdict
     return view
 
 

@@ -28,7 +28,9 @@ STEP_ORDER: Final = (
     *("moderate-input", MODERATION_INPUT, "memory", "semantic-cache", "retrieve", "route"),
 )
 """The order of the steps that Torpor knows; each may be absent, and a step of another name may stand anywhere."""
-STEPS_AFTER: Final = ("validate-output", MODERATION_OUTPUT, "ground")
+GROUND_STEP: Final = "ground"
+"""Compares an answer with its passages."""
+STEPS_AFTER: Final = ("validate-output", MODERATION_OUTPUT, GROUND_STEP)
 """The steps that Torpor knows after the predictor, in their order; one of another name says `after: true`."""
 ROUTE_STEP: Final = "route"
 """Chooses among the models of its setting `tiers`: a model whose plan has it needs no predictor of its own."""
@@ -297,13 +299,15 @@ def check_served(plans: Pipelines, cached: Collection[str], served: Collection[s
             where = f"{name}.steps: {field_name}: {model}"
             if model not in served:
                 raise _invalid(where, f"is none of the models that are served: {known}")
-            if field_name.endswith(_GUARD) and any(
-                each.endswith(_GUARD) for each, _ in _asked_models(plans.get(model, _NOTHING))
+            if field_name.endswith(_JUDGES) and any(
+                each.endswith(_JUDGES) for each, _ in _asked_models(plans.get(model, _NOTHING))
             ):
-                raise _invalid(where, "has a guard itself: it would wait for its own answers")
+                judge = field_name.rpartition(" ")[2]
+                raise _invalid(where, f"has a {judge} itself: it would wait for its own answers")
 
 
-_GUARD: Final = ": guard"
+_JUDGES: Final = (": guard", ": checker")
+"""Settings that name a model which judges texts."""
 _NOTHING: Final = Plan(steps=())
 
 
@@ -311,11 +315,13 @@ def _asked_models(plan: Plan) -> list[tuple[str, str]]:
     """The models of this installation that the steps of a plan ask, each with where it stands."""
     asked = [(f"{ROUTE_STEP}: tiers", tier) for tier in tiers_of(plan)]
     for step in plan.steps:
-        cascade, guard = step.settings.get("cascade"), step.settings.get("guard")
+        cascade = step.settings.get("cascade")
         if step.is_after and isinstance(cascade, list):
             asked += [(f"{step.name}: cascade", tier) for tier in cascade]
-        if isinstance(guard, Mapping) and not guard.get("url"):
-            asked.append((f"{step.name}{_GUARD}", str(guard.get("model"))))
+        for judge in _JUDGES:
+            settings = step.settings.get(judge.removeprefix(": "))
+            if isinstance(settings, Mapping) and not settings.get("url"):
+                asked.append((f"{step.name}{judge}", str(settings.get("model"))))
     return asked
 
 

@@ -6,7 +6,7 @@ the same job instead of starting another. Must not know what becomes of a text.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -44,6 +44,17 @@ class Guards:
     token: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCall:
+    """A call of a model that judges. `setting` names what asks; without a `url` it goes to this installation."""
+
+    setting: str
+    url: str | None
+    path: str
+    body: Mapping[str, Any]
+    timeout_ms: int
+
+
 class GuardClient:
     """Asks models behind OpenAI-compatible endpoints. Close it with `aclose`."""
 
@@ -75,17 +86,31 @@ class GuardClient:
     async def _ask(
         self, settings: GuardSettings, role: Role, text: str, asker: str
     ) -> GuardVerdict:
-        base = settings.url or self._guards.url
-        if not base:
-            raise BadRequest("guard.url is missing: TORPOR_GUARD_URL is not set", f"{SETTING}.url")
         # Of the text itself and of a name that its author does not have: no text can hold its own mark.
         asked = "\0".join((asker, role, settings.model, text)).encode("utf-8", "surrogatepass")
         digest = hashlib.sha256(asked).hexdigest()
         path, body = guard_call(settings, role, text, mark=f"====={digest[:16]}")
-        key = f"guard-{digest[:32]}-{self._guards.clock.wall_ms() // 1000 // _RETRY_S}"
-        headers = {"Idempotency-Key": key, "Cache-Control": "no-store"}
-        answer = await self._post(f"{base.rstrip('/')}/{path}", body, headers, settings.timeout_ms)
+        call = ModelCall(
+            setting=SETTING, url=settings.url, path=path, body=body, timeout_ms=settings.timeout_ms
+        )
+        answer = await self.ask(call, digest)
         return GuardVerdict(is_clear=False) if answer is None else verdict_of(settings, answer)
+
+    async def ask(self, call: ModelCall, digest: str) -> Any:
+        """The endpoint's JSON; None where it refuses the call. Calls of the same `digest` are one job. Raises
+        `Unavailable` while the model does not answer, and `BadRequest` without an endpoint.
+        """
+        base = call.url or self._guards.url
+        if not base:
+            message = f"{call.setting}.url is missing: TORPOR_GUARD_URL is not set"
+            raise BadRequest(message, f"{call.setting}.url")
+        retry = self._guards.clock.wall_ms() // 1000 // _RETRY_S
+        headers = {
+            "Idempotency-Key": f"{call.setting}-{digest[:32]}-{retry}",
+            "Cache-Control": "no-store",
+        }
+        url = f"{base.rstrip('/')}/{call.path}"
+        return await self._post(url, dict(call.body), headers, call.timeout_ms)
 
     async def _post(
         self, url: str, body: dict[str, Any], headers: dict[str, str], timeout_ms: int
@@ -106,10 +131,10 @@ class GuardClient:
                 if answer.status in _NO_VERDICT:
                     return None
                 if answer.status != 200:
-                    raise Unavailable(f"the guard model's endpoint answered {answer.status}")
+                    raise Unavailable(f"the judging model's endpoint answered {answer.status}")
                 return await answer.json(content_type=None)
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
-            raise Unavailable("the guard model does not answer") from error
+            raise Unavailable("the judging model does not answer") from error
 
 
 def pieces_of(text: str) -> Sequence[str]:

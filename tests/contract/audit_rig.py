@@ -12,7 +12,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from api.audit.audits import AuditDeps, Audits
-from api.audit.critic import Claim, verdict_of
+from api.audit.critic import verdict_of
 from api.audit.figures import AuditFigures
 from api.audit.golden import GoldenRow, GoldenSet
 from api.audit.round import AuditRound, RoundDeps
@@ -22,6 +22,7 @@ from eventing.broker.intake import Intake
 from eventing.cloudevent.event import Event
 from eventing.errors import BrokerUnavailable
 from eventing.job.job import Job, JobId, JobRequest, JobState, derive_job_id
+from eventing.job.moderation.claim import Claim
 from eventing.job.plan import StepStatus, parse_pipelines
 from eventing.job.step import StepEnd, StepRun
 from eventing.job.store import AcquireStatus, Ending, LeaseSettings, NewJob, Publication

@@ -9,7 +9,6 @@ import pytest
 from api.audit import make
 from api.audit.asking import critic_job, searching
 from api.audit.critic import (
-    Claim,
     Verdict,
     critic_request,
     critic_version,
@@ -19,6 +18,7 @@ from api.audit.critic import (
 from api.audit.golden import load_golden
 from eventing.errors import BadRequest
 from eventing.job.job import Lane
+from eventing.job.moderation.claim import Claim
 from eventing.telemetry.audit import AUDIT_TENANT, AuditRule
 
 CLAIM = Claim(question="Who?", answer="Ann did.", passages=("Ann did it.",))
