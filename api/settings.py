@@ -213,6 +213,8 @@ class ApiSettings(BrokerClientSettings):
     """
     gpu_price_per_hour: float = Field(0.0, ge=0, le=1000)
     """Price of a GPU-hour in your currency; 0 shows GPU-seconds without money."""
+    cpu_price_per_hour: float = Field(0.0, ge=0, le=1000)
+    """Price of an hour of a CPU core of api and store; 0 shows CPU-seconds without money."""
     currency: str = Field("usd", pattern=r"^[a-z]{3}$")
     """The currency of all prices and budgets, as ISO 4217 has it, in small letters."""
     usage_days: int = Field(100, ge=1, le=LONGEST_KEPT_DAYS)

@@ -96,6 +96,7 @@ from eventing.store.vector_store.text_object import FOLDER as TEXTS
 from eventing.telemetry.metric.job import JobMetrics
 from eventing.telemetry.metric.ledger import Ledger
 from eventing.telemetry.metric.live import LiveMetrics
+from eventing.telemetry.metric.service import ServiceMeter
 from eventing.telemetry.usage import UsageRecords
 
 _RESULTS: Final = "results"
@@ -323,6 +324,7 @@ def _job_routers(parts: Parts) -> list[APIRouter]:
             usage.UsageDeps(
                 ledger=parts.ledger,
                 price=settings.price,
+                cpu_price_per_hour=settings.cpu_price_per_hour,
                 audits=parts.audits.figures if parts.audits else None,
             ),
         ),
@@ -426,6 +428,7 @@ def loops(parts: Parts) -> Mapping[str, Loop]:
         "batches": lambda: batch_runner.run(parts.batches),
         "files": lambda: batch_runner.sweep_files(parts.batches.files),
         "metrics": LiveMetrics(parts.redis, models, settings.price).run,
+        "service": ServiceMeter(parts.redis).run,
         "ended": EndedConsumer(
             parts.redis, parts.store, _listeners(parts), tally=_tally(settings)
         ).run,
@@ -462,6 +465,7 @@ def _listeners(parts: Parts) -> tuple[EndListener, ...]:
             [card.name for card in parts.settings.cards],
             parts.ledger,
             partial(costs_of, prices=prices_of(parts.settings)),
+            parts.settings.price,
         ),
         parts.gate,
         parts.followers,

@@ -15,8 +15,8 @@ from eventing.job.job import JobId
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
 from eventing.redis.script import Argument, run
+from eventing.telemetry.cost import MICRO
 
-MICRO: Final = 1_000_000
 _TELLING_MS: Final = 10_000
 """How long a process that tells has the word to itself; less than the time after which an end is told again."""
 

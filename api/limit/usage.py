@@ -6,12 +6,11 @@
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from api.limit.budget import MICRO
 from api.limit.cost import Prices, costs_of
 from eventing.job.job import KEY, RUNNABLE_URLS, Job, JobState
 from eventing.live.ended import EndCount
 from eventing.redis import keys
-from eventing.telemetry.cost import TokenPrice, spent_tokens
+from eventing.telemetry.cost import MICRO, TokenPrice, spent_tokens
 from eventing.telemetry.usage import DAY_S
 
 OTHER: Final = "other"

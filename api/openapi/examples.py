@@ -252,6 +252,19 @@ _USAGE_REPORT: Final[Example] = {
     "gpus_per_replica": 1,
     "total": _SPENT,
     "models": {_MODEL: _SPENT},
+    "services": {
+        "api_cpu_seconds": 41.2,
+        "store_cpu_seconds": 12.9,
+        "store_commands": 184_203,
+        "cost": 0.000751,
+    },
+    "providers_cost": 0.42,
+    "cost_per_1k_output_tokens": {
+        "gpu": 1.680556,
+        "providers": 28.0,
+        "services": 0.050067,
+        "total": 29.730623,
+    },
     "audits": {
         _MODEL: {
             "critic": "judge",

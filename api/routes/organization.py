@@ -18,13 +18,12 @@ from typing_extensions import TypedDict
 from api.auth.principal import Scope
 from api.http.described import described
 from api.http.parameter import Choice, Parameter, Whole, Words, listed
-from api.limit.budget import MICRO
 from api.openapi.operation import Text
 from api.routes.jobs import json_response
 from api.routes.route import Call, Routes
 from eventing.errors import BadRequest
 from eventing.job.job import RUNNABLE_URLS, JobState
-from eventing.telemetry.cost import ANSWER, KINDS
+from eventing.telemetry.cost import ANSWER, KINDS, MICRO
 from eventing.telemetry.usage import DAY_S, UsageRecords, UsageRow
 
 _MOST_DAYS: Final = 31

@@ -17,7 +17,7 @@ from api.http.described import described
 from api.http.parameter import Whole
 from api.routes.jobs import json_response
 from api.routes.route import Call, Routes
-from eventing.telemetry.cost import BillView, Price, bill, overhead, spend_of
+from eventing.telemetry.cost import MICRO, BillView, Price, Spend, bill, overhead, spend_of
 from eventing.telemetry.metric.ledger import (
     KEEP_SLICES_S,
     SLICE_S,
@@ -27,6 +27,7 @@ from eventing.telemetry.metric.ledger import (
     by_name,
     merged,
 )
+from eventing.telemetry.metric.service import SERVICE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,12 +36,14 @@ class UsageDeps:
 
     ledger: Ledger
     price: Price
+    cpu_price_per_hour: float = 0.0
     audits: AuditFigures | None = None
 
 
 routes: Routes[UsageDeps] = Routes("usage")
 
 _DAY_S: Final = 24 * 3600
+_PLACES: Final = 6
 SINCE: Final = Whole(
     "since_s",
     f"How far back, in seconds; known to {SLICE_S} s",
@@ -135,6 +138,31 @@ class AuditedRate(TypedDict):
 
 
 @described
+class ServicesView(TypedDict):
+    """What api and store took beside the GPUs."""
+
+    api_cpu_seconds: float
+    """Of all processes of the api"""
+    store_cpu_seconds: float
+    store_commands: int
+    """Those inside scripts counted"""
+    cost: float
+    """CPU time at `TORPOR_CPU_PRICE_PER_HOUR`"""
+
+
+@described
+class TokenCostView(TypedDict):
+    """What 1,000 delivered tokens cost, by who is paid; null without tokens."""
+
+    gpu: float | None
+    """Idle time, starts and discarded work included"""
+    providers: float | None
+    services: float | None
+    """Api and store"""
+    total: float | None
+
+
+@described
 class UsageView(TypedDict):
     """Seconds, tokens and cost by model and by tenant."""
 
@@ -146,6 +174,10 @@ class UsageView(TypedDict):
     total: SpendView
     models: dict[str, SpendView]
     tenants: dict[str, TenantSpend]
+    services: ServicesView
+    providers_cost: float
+    """What providers take for the tokens of their models"""
+    cost_per_1k_output_tokens: TokenCostView
     series: list[UsageSlice]
     """By steps of time"""
     audits: NotRequired[dict[str, AuditedRate]]
@@ -164,7 +196,7 @@ async def usage(call: Call[UsageDeps]) -> Response:
     query = call.request.query_params
     span_s = SINCE.of(query)
     slices = await call.deps.ledger.series(span_s, STEP.of(query))
-    shown = usage_view(slices, call.deps.price, span_s)
+    shown = usage_view(slices, call.deps.price, span_s, call.deps.cpu_price_per_hour)
     if call.deps.audits is not None:
         shown["audits"] = audited_rates(await call.deps.audits.critics())
     return json_response(shown)
@@ -187,12 +219,16 @@ def audited_rates(critics: Mapping[str, CriticFigures]) -> dict[str, AuditedRate
     return found
 
 
-def usage_view(slices: Sequence[tuple[int, Rows]], price: Price, span_s: int) -> UsageView:
+def usage_view(
+    slices: Sequence[tuple[int, Rows]], price: Price, span_s: int, cpu_price_per_hour: float = 0.0
+) -> UsageView:
     """The ledger's rows by time (seconds) as JSON."""
     rows = merged(each for _, each in slices)
     models = by_name(rows, "model")
     everything = total_of(models)
     factor = overhead(spend_of(everything))
+    services = _services_view(by_name(rows, SERVICE), cpu_price_per_hour)
+    providers_cost = everything.get("provider_cost", 0) / MICRO
     return {
         "object": "usage",
         "since_s": span_s,
@@ -204,6 +240,11 @@ def usage_view(slices: Sequence[tuple[int, Rows]], price: Price, span_s: int) ->
             name: tenant_view(measures, price, factor)
             for name, measures in by_name(rows, "tenant").items()
         },
+        "services": services,
+        "providers_cost": providers_cost,
+        "cost_per_1k_output_tokens": _token_cost_view(
+            spend_of(everything), price, providers_cost, services["cost"]
+        ),
         "series": [_slice_view(at_s, each, price) for at_s, each in slices],
     }
 
@@ -215,6 +256,35 @@ def total_of(models: Mapping[str, Measures]) -> Measures:
         for name, amount in measures.items():
             total[name] = total.get(name, 0) + amount
     return total
+
+
+def _services_view(rows: Mapping[str, Measures], cpu_price_per_hour: float) -> ServicesView:
+    api, store = rows.get("api", {}), rows.get("store", {})
+    cpu_ms = api.get("cpu_ms", 0) + store.get("cpu_ms", 0)
+    return {
+        "api_cpu_seconds": api.get("cpu_ms", 0) / 1000,
+        "store_cpu_seconds": store.get("cpu_ms", 0) / 1000,
+        "store_commands": store.get("commands", 0),
+        "cost": round(Price(per_gpu_hour=cpu_price_per_hour).of(cpu_ms / 1000), _PLACES),
+    }
+
+
+def _token_cost_view(
+    spend: Spend, price: Price, providers: float, services: float
+) -> TokenCostView:
+    """What each is paid for 1,000 delivered tokens."""
+
+    def each(cost: float) -> float | None:
+        tokens = spend.output_tokens
+        return round(1000 * cost / tokens, _PLACES) if tokens else None
+
+    gpu = price.of(spend.paid_s)
+    return {
+        "gpu": each(gpu),
+        "providers": each(providers),
+        "services": each(services),
+        "total": each(gpu + providers + services),
+    }
 
 
 def _slice_view(at_s: int, rows: Rows, price: Price) -> UsageSlice:

@@ -13,6 +13,8 @@ from typing import Any, Final
 
 from typing_extensions import TypedDict
 
+MICRO: Final = 1_000_000
+"""Money is counted in millionths."""
 _HOUR_S: Final = 3600.0
 _PLACES: Final = 6
 
@@ -80,6 +82,9 @@ class Price:
         return replica_s * self.gpus * self.per_gpu_hour / _HOUR_S
 
 
+UNPRICED: Final = Price()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenPrice:
     """What a provider takes for a million tokens, in the operator's currency."""
@@ -89,7 +94,7 @@ class TokenPrice:
 
     def of(self, input_tokens: int, output_tokens: int) -> float:
         """The cost of so many tokens."""
-        return (input_tokens * self.input_per_1m + output_tokens * self.output_per_1m) / 1_000_000
+        return (input_tokens * self.input_per_1m + output_tokens * self.output_per_1m) / MICRO
 
 
 FREE: Final = TokenPrice()

@@ -15,7 +15,7 @@ from prometheus_client import Counter, Histogram
 from eventing.errors import StoreUnavailable
 from eventing.job.cache import CacheKind, CacheStatus, CacheUse
 from eventing.job.job import REJECTED, Job, JobId, JobState, Lane
-from eventing.telemetry.cost import ANSWER, KINDS, spent_tokens
+from eventing.telemetry.cost import ANSWER, KINDS, MICRO, UNPRICED, Price, spent_tokens
 from eventing.telemetry.metric import regret, routing
 from eventing.telemetry.metric.family import DEAD_LETTERS
 from eventing.telemetry.metric.ledger import Ledger
@@ -114,8 +114,10 @@ class JobMetrics:
         models: Collection[str],
         ledger: Ledger | None = None,
         costs_of: Callable[[Job], Mapping[str, float]] | None = None,
+        gpu_price: Price = UNPRICED,
     ) -> None:
-        """`costs_of` gives what a job cost, by what was paid for."""
+        """`costs_of` gives what a job cost, by what was paid for, its GPU time at `gpu_price` included."""
+        self._gpu_price = gpu_price
         self._models = frozenset(models)
         self._costs_of = costs_of
         self._ledger = ledger
@@ -146,6 +148,11 @@ class JobMetrics:
         for spent in spent_tokens(job.usage, job.to_run.model)[1:]:
             labelled(_beside, model, spent.kind).inc(spent.input_tokens + spent.output_tokens)
 
+    def _provider_cost(self, job: Job) -> int:
+        """What providers take for the job's tokens, in millionths."""
+        cost = sum(self._costs_of(job).values()) if self._costs_of else 0.0
+        return round((cost - self._gpu_price.of(job.gpu_ms / 1000)) * MICRO) if cost else 0
+
     async def _post(self, ledger: Ledger, job: Job, model: str) -> None:
         measures = {
             "jobs": 1,
@@ -155,6 +162,8 @@ class JobMetrics:
         }
         if job.cache is not None and job.cache.is_hit:
             measures |= {"cache_hits": 1, "saved_tokens": _saved_tokens(job.cache)}
+        if provider := self._provider_cost(job):
+            measures["provider_cost"] = provider
         try:
             await ledger.post({("model", model): measures, ("tenant", job.tenant): measures})
         except StoreUnavailable as error:

@@ -34,15 +34,6 @@ _GATHER_TURNS: Final = 2
 """Jobs that end within so many turns of the event loop are posted together."""
 _TOTALS: Final = f"{keys.PREFIX}:{{ledger}}"
 
-_OF_TENANTS: Final = (
-    "jobs",
-    "input_tokens",
-    "delivered_tokens",
-    "cache_hits",
-    "saved_tokens",
-    "gpu_ms",
-)
-"""The measures of a tenant."""
 Measures = dict[str, int]
 """Amounts by measure: milliseconds (`busy_ms`) or counts (`jobs`)."""
 Scope = str
@@ -109,13 +100,17 @@ class Ledger:
 
     async def forget_tenant(self, tenant: str) -> None:
         """Drop the tenant's rows. Raises `StoreUnavailable`."""
-        fields = [f"tenant|{measure}|{tenant}" for measure in _OF_TENANTS]
         async with failures_named():
             now_s, _ = await self._redis.time()
+            slices = [f"{_TOTALS}:{start}" for start in _slices(int(now_s), KEEP_SLICES_S)]
+            names = [*slices, _TOTALS]  # an older version kept them in the totals too
             async with self._redis.pipeline(transaction=False) as pipe:
-                for start in _slices(int(now_s), KEEP_SLICES_S):
-                    pipe.hdel(f"{_TOTALS}:{start}", *fields)
-                pipe.hdel(_TOTALS, *fields)  # an older version kept them here too
+                for name in names:
+                    pipe.hkeys(name)
+                known = await pipe.execute()
+                for name, fields in zip(names, known, strict=True):
+                    if mine := [each for each in fields if _is_of_tenant(each, tenant)]:
+                        pipe.hdel(name, *mine)
                 await pipe.execute()
 
     async def totals(self) -> Rows:
@@ -248,6 +243,11 @@ class GpuAccount:
         }
         times = {f"{state}_ms": round(value * 1000) for state, value in seconds.items()}
         return times | dict(self._counters())
+
+
+def _is_of_tenant(field: bytes, tenant: str) -> bool:
+    scope, _, name = field.decode("utf-8", "replace").split("|", 2)
+    return (scope, name) == ("tenant", tenant)
 
 
 def _slices(now_s: int, span_s: int) -> range:

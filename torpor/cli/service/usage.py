@@ -166,6 +166,25 @@ def _draw_budget(budget: dict[str, Any]) -> None:
     stdout.print(rows)
 
 
+def _draw_services(usage: dict[str, Any]) -> None:
+    from torpor.cli.view.screen import stdout
+    from torpor.cli.view.table import number, table
+
+    services, each = usage["services"], usage["cost_per_1k_output_tokens"]
+    figures = ("CPU, s", "commands", "cost", "per 1,000 tokens")
+    rows = table("beside GPUs", *figures, numbers=figures)
+    api, store = services["api_cpu_seconds"], services["store_cpu_seconds"]
+    rows.add_row("api", number(api, 1), "", "", "")
+    rows.add_row("store", number(store, 1), number(services["store_commands"]), "", "")
+    cost = number(services["cost"], 4)
+    rows.add_row("both", number(api + store, 1), "", cost, number(each["services"], 4))
+    paid = number(usage["providers_cost"], 4)
+    rows.add_row("providers", "", "", paid, number(each["providers"], 4))
+    total = number(each["total"], 4)
+    rows.add_row("all, GPUs too", "", "", "", total)
+    stdout.print(rows)
+
+
 def _draw(usage: dict[str, Any], since: str) -> None:
     from torpor.cli.view.screen import stderr, stdout
     from torpor.cli.view.table import number, table
@@ -204,6 +223,8 @@ def _draw(usage: dict[str, Any], since: str) -> None:
         )
     if usage["tenants"]:
         stdout.print(tenants)
+    if "services" in usage:  # not of an older api
+        _draw_services(usage)
     if not usage["price_per_gpu_hour"]:
         stderr.print("no price is set: TORPOR_GPU_PRICE_PER_HOUR of the api", style="dim")
 
