@@ -1,9 +1,9 @@
 """A vector index in PostgreSQL with pgvector, for more chunks than a process's memory should hold.
 
 Used when `TORPOR_INDEX_URL` names a database. One table of indexes and one of chunks, whose key begins with the tenant
-and the index, so that no statement can leave them. Vectors are compared exactly; words are ranked by `ts_rank_cd`
-instead of BM25. An HNSW index on the vectors of one dimension is the operator's choice: it makes the search
-approximate.
+and the index, so that no statement can leave them. Vectors are compared exactly; words are ranked by their inverse
+document frequency, then by `ts_rank_cd`, instead of BM25. An HNSW index on the vectors of one dimension is the
+operator's choice: it makes the search approximate.
 """
 
 import asyncio
@@ -28,6 +28,7 @@ _MOST_WORDS: Final = 64
 _WORD_CHARACTERS: Final = 200
 _ONE_STARTS: Final = 7_305_213
 """Advisory lock of the schema: two processes that start together do not both make it."""
+# Vectors stay in the row where they fit: fetched from beside it, an exact search takes several times as long.
 _SCHEMA: Final = """
 CREATE EXTENSION IF NOT EXISTS vector;
 CREATE TABLE IF NOT EXISTS torpor_index (
@@ -39,7 +40,41 @@ CREATE TABLE IF NOT EXISTS torpor_chunk (
   words tsvector GENERATED ALWAYS AS (to_tsvector('simple', text)) STORED,
   PRIMARY KEY (tenant, name, id),
   FOREIGN KEY (tenant, name) REFERENCES torpor_index ON DELETE CASCADE);
+DO $$ BEGIN
+  IF EXISTS (SELECT FROM pg_attribute
+             WHERE attrelid = 'torpor_chunk'::regclass AND attname = 'vector' AND attstorage <> 'm') THEN
+    ALTER TABLE torpor_chunk ALTER vector SET STORAGE MAIN;
+  END IF;
+END $$;
 CREATE INDEX IF NOT EXISTS torpor_chunk_words ON torpor_chunk USING gin (words);
+"""
+_SHARE: Final = 1 / 3
+"""Of the weight of a query's words: what a passage must hold to be ranked by words beside vectors."""
+# As in the embedded index: a word weighs its inverse document frequency; one that stands in more than half of the
+# chunks is left out, but of a small index and of a query by nothing else. Words are read once a chunk, since they
+# lie beside the row; how near they stand to each other orders only the best.
+_WORDED: Final = """
+WITH asked AS MATERIALIZED (
+  SELECT n, to_tsquery('simple', word) AS query FROM unnest($3::text[]) WITH ORDINALITY AS each (word, n)),
+any_of AS MATERIALIZED (SELECT to_tsquery('simple', string_agg(word, '|')) AS query FROM unnest($3::text[]) AS word),
+held AS MATERIALIZED (
+  SELECT n, id FROM torpor_chunk,
+    LATERAL (SELECT strip(words) AS bare OFFSET 0) AS once, LATERAL (SELECT n FROM asked WHERE bare @@ query) AS matched
+  WHERE tenant = $1 AND name = $2 AND words @@ (SELECT query FROM any_of)),
+size AS (SELECT count(*) AS chunks FROM torpor_chunk WHERE tenant = $1 AND name = $2),
+weighed AS (
+  SELECT asked.n, greatest(1e-6, ln((chunks - count(id) + 0.5) / (count(id) + 0.5)))::float8 AS weight, chunks
+  FROM size, asked LEFT JOIN held USING (n) GROUP BY asked.n, chunks),
+rare AS (
+  SELECT n, weight, sum(weight) OVER () AS whole FROM weighed
+  WHERE weight > 1e-6 OR chunks <= $6 OR ($5::float8 = 0 AND NOT EXISTS (SELECT FROM weighed WHERE weight > 1e-6))),
+best AS MATERIALIZED (
+  SELECT id, text, attributes, words, sum FROM torpor_chunk JOIN (
+    SELECT id, sum(weight) FROM held JOIN rare USING (n) GROUP BY id, whole HAVING sum(weight) >= $5::float8 * whole
+  ) AS summed USING (id)
+  WHERE tenant = $1 AND name = $2 AND WANTED ORDER BY sum DESC, id LIMIT 2 * $4)
+SELECT id, text, attributes, sum + ts_rank_cd(words, (SELECT query FROM any_of), 33) AS score
+FROM best ORDER BY score DESC, id LIMIT $4
 """
 _OF_ONE: Final = "tenant = $1 AND name = $2"
 
@@ -168,24 +203,15 @@ class PgVectorIndex:
     async def _worded(
         self, connection: Any, tenant: str, name: str, query: Query, most: int
     ) -> list[Any]:
+        """Chunks by the words of the query that they hold, the rare ones weighing more."""
         words = [word for word in _WORD.findall(query.text) if len(word) <= _WORD_CHARACTERS]
         if not words:
             return []
-        asked = " | ".join(f"'{word}'" for word in dict.fromkeys(words[:_MOST_WORDS]))
-        values: list[Any] = [tenant, name, asked, most]
+        asked = [f"'{word}'" for word in dict.fromkeys(words[:_MOST_WORDS])]
+        is_beside = query.vector is not None and query.embedding_weight
+        values: list[Any] = [tenant, name, asked, most, _SHARE if is_beside else 0.0, RANKED]
         wanted = _sql(query.filter, values) if query.filter is not None else "true"
-        if query.vector is not None and query.embedding_weight:
-            # As in the embedded index: a passage that shares a word or two of a sentence is noise.
-            values.append([f"'{word}'" for word in dict.fromkeys(words[:_MOST_WORDS])])
-            of_all = f"unnest(${len(values)}::text[]) AS word"
-            held = f"(SELECT count(*) FROM {of_all} WHERE words @@ to_tsquery('simple', word))"  # noqa: S608
-            wanted += f" AND 3 * {held} >= cardinality(${len(values)}::text[])"
-        sql = (
-            "SELECT id, text, attributes, ts_rank_cd(words, asked, 1) AS score "  # noqa: S608
-            "FROM torpor_chunk, to_tsquery('simple', $3) AS asked "
-            f"WHERE {_OF_ONE} AND words @@ asked AND {wanted} ORDER BY score DESC, id LIMIT $4"
-        )
-        found: list[Any] = await connection.fetch(sql, *values)
+        found: list[Any] = await connection.fetch(_WORDED.replace("WANTED", wanted), *values)
         return found
 
     async def _next_version(self, connection: Any, tenant: str, name: str) -> None:
@@ -230,7 +256,10 @@ class PgVectorIndex:
         async with self._opening:
             if self._pool is None:
                 pool = await asyncpg.create_pool(
-                    self._url, min_size=0, max_size=8, command_timeout=self._timeout_s
+                    self._url,
+                    min_size=0,
+                    max_size=8,
+                    command_timeout=self._timeout_s,
                 )
                 try:
                     await _make_schema(pool)
