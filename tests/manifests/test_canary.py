@@ -14,6 +14,7 @@ from eventing.broker.trigger import parse_trigger
 from eventing.cloudevent.event import Event
 from eventing.job.job import new_job_id
 from knative.deploy.doctor import Severity, examine
+from knative.deploy.render.inference import INITIAL_SCALE
 from knative.deploy.rollout.canary import (
     CanaryError,
     Change,
@@ -199,6 +200,23 @@ def test_a_split_of_what_has_not_changed_is_refused(overlays: dict[str, Resource
     for last, now in ((before, before), (split, new), ([], before)):
         with pytest.raises(CanaryError, match="nothing is new"):
             with_traffic(now, "thinker", 20, Change(), last)
+
+
+def test_the_newer_half_of_a_split_starts_a_pod_before_it_gets_calls_and_promoted_none(
+    overlays: dict[str, Resources],
+) -> None:
+    """With initial scale 0 an image that cannot be pulled was ready and got its share of the jobs, which waited in
+    the activator even after the rollback.
+    """
+    before = overlays["serverless"]
+    split = with_traffic(before, "thinker", 10, Change(image="new:2"), before)
+
+    scales = [
+        named(each, "InferenceService", "thinker")["metadata"]["annotations"][INITIAL_SCALE]
+        for each in (before, split, promoted(split, "thinker"), split)
+    ]
+
+    assert scales == ["0", "1", "0", "1"]
 
 
 def test_promote_gives_the_newer_half_of_a_split_all_calls(overlays: dict[str, Resources]) -> None:

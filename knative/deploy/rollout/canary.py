@@ -18,6 +18,7 @@ import yaml
 from knative.deploy.doctor.view import CANARY_OF, is_in_knative_mode
 from knative.deploy.emit import Resource
 from knative.deploy.errors import DeployError
+from knative.deploy.render.inference import INITIAL_SCALE
 from knative.deploy.render.own_broker import TRIGGERS
 from knative.deploy.render.parts import trigger_name
 
@@ -87,7 +88,8 @@ def with_traffic(
     """Give the resources with a share of all calls, jobs included, for the newest revision, split by KServe.
 
     Raises CanaryError when the predictor equals `before` (the last release): then there is no newer revision, and
-    the split would be with an older one.
+    the split would be with an older one. The newest gets its share once a pod of it is ready: with no pod to start
+    it would be ready untried, and jobs sent to one that cannot start wait in the activator.
     """
     found = copy.deepcopy(list(resources))
     stable = _named(found, "InferenceService", model)
@@ -103,7 +105,14 @@ def with_traffic(
             "manifests"
         )
     stable["spec"]["predictor"][TRAFFIC] = percent
+    _set_initial_scale(stable, "0", "1")
     return found
+
+
+def _set_initial_scale(predictor: Resource, before: str, after: str) -> None:
+    notes = predictor["metadata"].get("annotations") or {}
+    if notes.get(INITIAL_SCALE) == before:
+        notes[INITIAL_SCALE] = after
 
 
 def _unsplit(spec: Mapping[str, Any]) -> Resource:
@@ -140,7 +149,8 @@ def promoted(resources: Sequence[Resource], model: str) -> list[Resource]:
     canary = _named(resources, "InferenceService", canary_name(model))
     split = _named(resources, "InferenceService", model)
     if canary is None and split is not None and is_traffic_split([split]):
-        whole = {**split, "spec": _unsplit(split["spec"])}
+        whole = {**copy.deepcopy(split), "spec": _unsplit(split["spec"])}
+        _set_initial_scale(whole, "1", "0")
         return [whole if resource is split else resource for resource in resources]
     if canary is None:
         raise CanaryError(f"there is no canary of {model}: `torpor deploy --canary` makes one")
