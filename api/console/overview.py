@@ -19,6 +19,7 @@ from api.routes.route import Call, Routes
 from eventing.broker.queue import QueueView, expected_wait_s
 from eventing.clock import Clock
 from eventing.replica import Replica, ReplicaDirectory
+from eventing.telemetry.metric.provider import ProviderFigures, read_providers
 
 
 @described
@@ -35,12 +36,15 @@ class QueueState(TypedDict):
     """When the oldest came"""
 
 
+@described
 class ModelState(TypedDict):
-    """A model's queue and its replicas."""
+    """A model's queue, its replicas, and the providers that they ask."""
 
     model: str
     queue: QueueState
     replicas: list[Replica]
+    providers: list[ProviderFigures]
+    """Breaker and limits of each endpoint, the first and those that stand in; none for a model of your own"""
 
 
 class OverviewView(TypedDict):
@@ -73,6 +77,7 @@ class RedisOverview:
     """An `Overview` of one Redis, cached for half a second."""
 
     def __init__(self, redis: Redis, models: Sequence[str], clock: Clock) -> None:
+        self._redis = redis
         self._queues = QueueView(redis)
         self._directory = ReplicaDirectory(redis)
         self._models = tuple(models)
@@ -85,7 +90,8 @@ class RedisOverview:
         async with self._asking:
             now_s = self._clock.monotonic_s()
             if self._seen is None or now_s - self._seen[0] > _FRESH_S:
-                models = [await self._model(name) for name in self._models]
+                providers = await read_providers(self._redis, self._models)
+                models = [await self._model(name, providers) for name in self._models]
                 view: OverviewView = {
                     "object": "overview",
                     "now_ms": self._clock.wall_ms(),
@@ -94,7 +100,7 @@ class RedisOverview:
                 self._seen = (self._clock.monotonic_s(), view)
             return self._seen[1]
 
-    async def _model(self, name: str) -> ModelState:
+    async def _model(self, name: str, providers: Sequence[ProviderFigures]) -> ModelState:
         depth = await self._queues.depth(f"requests-{name}")
         waiting = depth.total_waiting
         # With an empty queue the pace measures demand, not capacity.
@@ -110,4 +116,5 @@ class RedisOverview:
                 "oldest_ms": depth.oldest_ms or None,
             },
             "replicas": list(await self._directory.list(name)),
+            "providers": [each for each in providers if each["model"] == name],
         }

@@ -224,6 +224,16 @@ _OVERVIEW: Final[Example] = {
                 "oldest_ms": _AT_MS - 900,
             },
             "replicas": [],
+            "providers": [
+                {
+                    "model": _MODEL,
+                    "endpoint": "large-4 at api.provider.example",
+                    "breaker": "closed",
+                    "pause_s": 0.0,
+                    "requests": {"per_minute": 500.0, "left": 420.0},
+                    "tokens": None,
+                }
+            ],
         }
     ],
 }

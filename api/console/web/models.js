@@ -1,4 +1,4 @@
-// Models: queue, replicas, the phases of a cold start, and what the api knows of each.
+// Models: queue, replicas, the phases of a cold start, providers, and what the api knows of each.
 
 import { call } from "./api.js";
 import { card, facts, make } from "./dom.js";
@@ -65,6 +65,16 @@ function replicaRow(replica, nowMs) {
       make("span", { className: "quiet" }, took)), bar);
 }
 
+/** An endpoint that the model's predictors ask: its breaker, the pause it asked for, what is left of its limits. */
+function providerRow(provider) {
+  const left = ["requests", "tokens"].filter((of) => provider[of]).map((of) =>
+    `${amount(provider[of].left, 0)} of ${amount(provider[of].per_minute, 0)} ${of} a minute left`);
+  const said = [`breaker ${provider.breaker.replace("_", " ")}`,
+    provider.pause_s ? `asked for ${provider.pause_s.toFixed(0)} s of pause` : "", ...left].filter(Boolean).join(", ");
+  return make("li", { className: "provider", data: { breaker: provider.breaker } },
+    make("span", { className: "name" }, provider.endpoint), make("span", { className: "quiet" }, ` ${said}`));
+}
+
 function modelBlock(model, nowMs) {
   const known = cards.get(model.model) ?? {};
   const settings = facts([
@@ -76,7 +86,9 @@ function modelBlock(model, nowMs) {
     model.replicas.length
       ? make("ul", { className: "replicas", "aria-label": "Replicas" },
           model.replicas.map((replica) => replicaRow(replica, nowMs)))
-      : make("p", { className: "quiet replicas" }, "Asleep: no replica. The next job wakes one."));
+      : make("p", { className: "quiet replicas" }, "Asleep: no replica. The next job wakes one."),
+    model.providers?.length
+      ? make("ul", { className: "replicas", "aria-label": "Providers" }, model.providers.map(providerRow)) : "");
 }
 
 export const models = {

@@ -1,7 +1,7 @@
-"""What the store knows of providers: limits, what is left of them, and circuit breakers, as metric samples.
+"""What the store knows of providers: limits, what is left of them, and circuit breakers; as figures, and as samples.
 
-Called by `eventing.telemetry.metric.live`; the state is written by `predictor.engine.upstream`, whose processes sleep
-while nothing is asked. Must not know how a limit is followed.
+Called by `eventing.telemetry.metric.live` and the api's overview; the state is written by
+`predictor.engine.upstream`, whose processes sleep while nothing is asked. Must not know how a limit is followed.
 """
 
 from collections.abc import Collection, Mapping
@@ -9,6 +9,7 @@ from typing import Final
 
 import orjson
 from redis.asyncio import Redis
+from typing_extensions import TypedDict
 
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
@@ -40,38 +41,77 @@ _WINDOW_MS: Final = 60_000
 _FIELDS: Final = (*("state", "at", "blocked_until", "limit_r", "level_r", "limit_t", "level_t"),)
 
 
-async def provider_samples(redis: Redis, models: Collection[str]) -> Samples:
-    """The samples of every endpoint of these models. Raises `StoreUnavailable`."""
+class Allowed(TypedDict):
+    """What a provider allows a minute, and what is left of it now."""
+
+    per_minute: float
+    left: float
+
+
+class ProviderFigures(TypedDict):
+    """An endpoint that a model's predictors ask. `requests` and `tokens` are null where no limit is known."""
+
+    model: str
+    endpoint: str
+    breaker: str
+    pause_s: float
+    requests: Allowed | None
+    tokens: Allowed | None
+
+
+async def read_providers(redis: Redis, models: Collection[str]) -> list[ProviderFigures]:
+    """The endpoints of these models that were called in the last week. Raises `StoreUnavailable`."""
     async with failures_named():
         listed = await redis.hgetall(keys.providers())
         if not listed:
-            return {}
+            return []
         async with redis.pipeline(transaction=False) as pipe:
             pipe.time()
             for digest in listed:
                 pipe.hmget(keys.provider(digest.decode()), _FIELDS)
             (now_s, micros), *rows = await pipe.execute()
     now_ms = now_s * 1000 + micros // 1000
-    found = Series(list)
+    found = []
     for entry, row in zip(listed.values(), rows, strict=True):
         named = orjson.loads(entry)
         if named["model"] in models and row[0] is not None:
             state = dict(zip(_FIELDS, row, strict=True))
-            _add(found, (named["model"], named["endpoint"]), state, now_ms)
-    return found
+            found.append(_figures(named["model"], named["endpoint"], state, now_ms))
+    return sorted(found, key=lambda each: (each["model"], each["endpoint"]))
 
 
-def _add(
-    found: Series, labels: tuple[str, str], state: Mapping[str, bytes | None], now_ms: int
-) -> None:
+def _figures(
+    model: str, endpoint: str, state: Mapping[str, bytes | None], now_ms: int
+) -> ProviderFigures:
     def number(name: str) -> float:
         return float(state[name] or 0)
 
-    found[OPEN].append((labels, state["state"] != b"closed"))
-    found[THROTTLED].append((labels, max(0.0, number("blocked_until") - now_ms) / 1000))
     passed = max(0.0, now_ms - number("at")) / _WINDOW_MS
-    for of, short in (("requests", "r"), ("tokens", "t")):
-        if limit := number(f"limit_{short}"):
-            left = min(number(f"level_{short}") + limit * passed, limit)
-            found[LIMIT].append(((*labels, of), limit))
-            found[LEFT].append(((*labels, of), max(0.0, left)))
+
+    def allowed(short: str) -> Allowed | None:
+        limit = number(f"limit_{short}")
+        left = min(number(f"level_{short}") + limit * passed, limit)
+        return {"per_minute": limit, "left": max(0.0, left)} if limit else None
+
+    return {
+        "model": model,
+        "endpoint": endpoint,
+        "breaker": (state["state"] or b"").decode(),
+        "pause_s": max(0.0, number("blocked_until") - now_ms) / 1000,
+        "requests": allowed("r"),
+        "tokens": allowed("t"),
+    }
+
+
+async def provider_samples(redis: Redis, models: Collection[str]) -> Samples:
+    """The samples of every endpoint of these models. Raises `StoreUnavailable`."""
+    found = Series(list)
+    for each in await read_providers(redis, models):
+        labels = (each["model"], each["endpoint"])
+        found[OPEN].append((labels, each["breaker"] != "closed"))
+        found[THROTTLED].append((labels, each["pause_s"]))
+        for of, allowed in (("requests", each["requests"]), ("tokens", each["tokens"])):
+            if allowed is not None:
+                found[LIMIT].append(((*labels, of), allowed["per_minute"]))
+                found[LEFT].append(((*labels, of), allowed["left"]))
+    return found

@@ -17,6 +17,8 @@ from eventing.job.job import JobId
 from eventing.job.plan import Plan, PlannedStep
 from eventing.replica import ReplicaDirectory
 from eventing.store.redis_store import RedisStore
+from predictor.engine.upstream.provider import CallResult, Report, Reservation, SharedProvider
+from predictor.engine.upstream.rate_headers import RateLimits
 from tests.integration.api.api_with_jobs import ApiWithJobs, api_with_jobs, settings_for
 from tests.integration.api.console import (
     Page,
@@ -442,3 +444,32 @@ async def test_steps_after_the_thought_who_answered_and_answers_asked_again_are_
     attempts = page.locator('#detail-life [data-step="attempt"] .name')
     await expect(attempts.first).to_have_text("attempt 1: not valid, asked again")
     await expect(attempts.nth(1)).to_have_text("attempt 2: completed")
+
+
+async def test_a_models_providers_are_shown_with_their_breakers_and_limits(
+    api: ApiWithJobs, page: Page, redis: Redis
+) -> None:
+    near = SharedProvider(redis, url="https://near.example.com/v1", model="<b>large</b>")
+    far = SharedProvider(redis, url="https://far.example.com/v1", model="theirs")
+    limits = RateLimits(request_limit=500, requests_left=100)
+    for state in (near, far):
+        await state.announce("m")
+        right = await state.reserve(1, 1, "")
+        assert isinstance(right, Reservation)
+        await state.settle(right, Report(result=CallResult.OK, limits=limits))
+    for _ in range(5):
+        right = await far.reserve(1, 1, "")
+        assert isinstance(right, Reservation)
+        await far.settle(right, Report(result=CallResult.UNREACHABLE))
+
+    await go(page, "#/models")
+
+    rows = page.locator("#model-list .provider")
+    await expect(rows).to_have_count(2)
+    opened = page.locator('#model-list .provider[data-breaker="open"]')
+    await expect(opened.locator(".name")).to_have_text("theirs at far.example.com")
+    closed = page.locator('#model-list .provider[data-breaker="closed"]')
+    await expect(closed.locator(".name")).to_have_text("<b>large</b> at near.example.com")
+    await expect(closed).to_contain_text(
+        re.compile(r"breaker closed, \d+ of 500 requests a minute left")
+    )
