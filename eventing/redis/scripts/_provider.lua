@@ -1,7 +1,7 @@
 -- What the scripts of a provider's state share. `level_*` is what may be sent now of requests (r) and tokens (t), `limit_*` what a window
 -- allows, 0 for unknown. The breaker counts answers in six slots.
 local NUMBERS = {'seq', 'settled', 'reserved', 'level_r', 'level_t', 'limit_r', 'limit_t', 'at', 'blocked_until', 'seen_seq', 'told',
-  'cut_at', 'open_until', 'probe_until', 'successes', 'unreachable', 'closed_at', 'p95', 'answers', 'firsts', 'hedge_after'}
+  'cut_at', 'open_until', 'probe_until', 'successes', 'unreachable', 'closed_at', 'p95', 'answers', 'firsts', 'hedge_after', 'failures'}
 local PROVIDER_KEPT_S = 7 * 24 * 3600
 
 local function read_provider(key)

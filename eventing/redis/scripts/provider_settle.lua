@@ -10,6 +10,7 @@
 -- gives the breaker's state
 local HEDGED, HEDGES, SAMPLES = 0.05, 10, 100
 local AT_LEAST, HALF, MOST, IN_A_ROW, TO_CLOSE, KEPT = 10, 0.5, 0.8, 5, 3, 200
+local FAILURES, MANY = 10, 20 -- in a row, of any kind
 local p = read_provider(KEYS[1])
 local now, window, how = now_ms(), tonumber(ARGV[13]), ARGV[5]
 refill(p, now, window, tonumber(ARGV[14]))
@@ -71,17 +72,18 @@ end
 -- Breaker. A limit that is used up throttles and opens nothing.
 local is_bad = how == 'failed' or how == 'unreachable'
 local function open()
-  p.state, p.open_until, p.unreachable = 'open', now + ARGV[15], 0
+  p.state, p.open_until, p.unreachable, p.failures = 'open', now + ARGV[15], 0, 0
 end
 if ARGV[4] == '1' and p.state == 'half_open' then
   p.probe_until = 0
   if is_bad then open()
   elseif how == 'ok' or how == 'refused' then
     p.successes = p.successes + 1
-    if p.successes >= TO_CLOSE then p.state, p.closed_at, p.unreachable = 'closed', now, 0 end
+    if p.successes >= TO_CLOSE then p.state, p.closed_at, p.unreachable, p.failures = 'closed', now, 0, 0 end
   end
 elseif p.state == 'closed' and (is_bad or how == 'ok') then
   p.unreachable = how == 'unreachable' and p.unreachable + 1 or 0
+  p.failures = is_bad and p.failures + 1 or 0
   local turn = math.floor(now / ARGV[16])
   local ok, bad = 0, 0
   for i = 0, 5 do
@@ -98,7 +100,9 @@ elseif p.state == 'closed' and (is_bad or how == 'ok') then
   local share = bad / (ok + bad)
   -- Soon after it closed only a clear case opens it again: no flapping between the two.
   local is_settled = now - p.closed_at > tonumber(ARGV[15])
-  if p.unreachable >= IN_A_ROW or (ok + bad >= AT_LEAST and share >= (is_settled and HALF or MOST)) then open() end
+  -- A provider that answered many calls before it died would have to fail as many: failures in a row open it sooner.
+  local is_dead = p.unreachable >= IN_A_ROW or p.failures >= (is_settled and FAILURES or MANY)
+  if is_dead or (ok + bad >= AT_LEAST and share >= (is_settled and HALF or MOST)) then open() end
 end
 write_provider(KEYS[1], p)
 return p.state
