@@ -55,6 +55,8 @@ _log = structlog.get_logger()
 Table = Callable[[Parts], Mapping[str, Handler]]
 _MAX_UNPUBLISHED: Final = 100_000
 """Notes above which no stranger's job is taken in; the api has its own limit."""
+_PROBE_WAITS_S: Final = 0.4
+"""Longest wait of a readiness probe for a run that is alone; probes have a second."""
 _DRAIN_ENDS_S: Final = 2
 """Time for the answers of runs that were given up."""
 
@@ -148,7 +150,8 @@ class StepServer:
         await self._redis.aclose()
 
     async def _readiness(self, _: Request) -> Response:
-        if not self.runner.room.is_open:  # pumps do not claim what would be refused
+        # Pumps do not claim what would be refused; they learn at once that a run that was alone has ended.
+        if not await self.runner.room.until_open(_PROBE_WAITS_S):
             return Response(status_code=503)
         return await self._ready.answer()
 

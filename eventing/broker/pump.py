@@ -301,7 +301,9 @@ class Pump:
                 self._readiness.on_answer()
             return decide(spec, answer, claimed.tries)
         refused_s = max(claimed.refused_ms / 1000, self._readiness.away_s(now_s))
-        asked_s = min(answer.retry_after_s or 0.0, spec.retry_after_max_s)
+        asked_s = answer.retry_after_s
+        if asked_s is not None:
+            asked_s = min(asked_s, spec.retry_after_max_s)
         self._readiness.on_refusal(now_s, asked_s)
         return decide_refused(spec, claimed.refusals, refused_s)
 

@@ -41,15 +41,18 @@ class SubscriberReadiness:
         """Seconds until the next probe is due."""
         return max(0.0, self._probe_due_s - now_s)
 
-    def on_refusal(self, now_s: float, retry_after_s: float = 0.0) -> None:
-        """Open the breaker after a refused delivery. Refusals of concurrent deliveries count as one."""
+    def on_refusal(self, now_s: float, retry_after_s: float | None = None) -> None:
+        """Open the breaker after a refused delivery. Refusals of concurrent deliveries count as one. One that asks to
+        be tried again after 0 s is over in a moment: a later probe that was planned before does not hold it up.
+        """
         if self.is_ready:
             self.is_ready = False
             self._refusals += 1
             self._away_since_s = now_s
             self._log("subscriber does not accept deliveries")
         pause_s = min(_FIRST_PAUSE_S * 2.0 ** min(self._refusals, 16), _LONGEST_PAUSE_S)
-        self._probe_due_s = max(self._probe_due_s, now_s + max(pause_s, retry_after_s))
+        due_s = now_s + max(pause_s, retry_after_s or 0.0)
+        self._probe_due_s = due_s if retry_after_s == 0 else max(self._probe_due_s, due_s)
 
     def on_answer(self) -> None:
         """Reset the pause between probes after an answer, whatever its status."""

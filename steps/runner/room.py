@@ -7,7 +7,7 @@ meanwhile is refused, which costs no try (docs/adr/0018 has the same rule for pr
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 from eventing.errors import Unavailable
@@ -15,6 +15,14 @@ from eventing.errors import Unavailable
 _RETRY_S: Final = 0.5
 _ANSWERS_LEAVE_S: Final = 0.05
 """Until the answers of the others are on the wire: a process that dies first would cost them a try."""
+
+
+class RoomTaken(Unavailable):
+    """A run is alone, most of them for a moment: the broker need not pause."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, _RETRY_S)
+        self.headers = {"retry-after": "0"}
 
 
 class Room:
@@ -41,7 +49,7 @@ class Room:
         if self.is_closed:
             raise Unavailable("this process shuts down", _RETRY_S)
         if self._is_taken:
-            raise Unavailable("a run that may kill its process is alone", _RETRY_S)
+            raise RoomTaken("a run that may kill its process is alone")
         self.in_flight += 1
         try:
             yield
@@ -56,7 +64,7 @@ class Room:
         has asked for that.
         """
         if self._is_taken:
-            raise Unavailable("another run is alone", _RETRY_S)
+            raise RoomTaken("another run is alone")
         self._is_taken = True
         try:
             async with self._left:
@@ -65,6 +73,15 @@ class Room:
             yield
         finally:
             self._is_taken = False
+            async with self._left:
+                self._left.notify_all()
+
+    async def until_open(self, within_s: float) -> bool:
+        """True once deliveries are taken; False when that takes longer, or the process shuts down."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s), self._left:
+                await self._left.wait_for(lambda: self.is_open or self.is_closed)
+        return self.is_open
 
     async def wait_idle(self) -> None:
         """Return when no run is under way."""

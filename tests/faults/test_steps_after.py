@@ -43,7 +43,7 @@ async def test_the_steps_process_dies_while_answers_are_judged(
             (link, b"HTTP/1.1 200", Way.DOWN, False),
         ]
         jobs = await hurt_with(system, points, steps, trials)
-        await system.ended(jobs, within_s=60)
+        await system.ended(jobs, within_s=60 + 5 * trials)
 
         await judged(system, jobs)
         await judge(system, trials, of="kills")
@@ -62,7 +62,7 @@ async def test_the_predictor_dies_while_its_answer_goes_to_the_steps(
             (system.delivery, b"HTTP/1.1 200", Way.DOWN, False),
         ]
         jobs = await hurt_with(system, points, system.predictor, trials)
-        await system.ended(jobs, within_s=60)
+        await system.ended(jobs, within_s=60 + 5 * trials)
 
         await judged(system, jobs)
         await judge(system, trials, Rules(max_attempts=50), of="kills")

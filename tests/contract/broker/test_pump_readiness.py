@@ -2,6 +2,7 @@
 
 import asyncio
 
+import aiohttp
 import pytest
 from aiohttp import web
 from redis.asyncio import Redis
@@ -9,6 +10,7 @@ from redis.asyncio import Redis
 from eventing.broker import pump
 from eventing.broker.delivery import BackoffPolicy, DeliverySpec
 from eventing.broker.queue import Queue, QueueView
+from eventing.broker.readiness import SubscriberReadiness
 from eventing.cloudevent.event import Event
 from eventing.cloudevent.job_event import request_event
 from eventing.job.job import Lane
@@ -219,3 +221,18 @@ class TestCancelled:
                 await until(stack.is_drained)
                 await left.wait()
                 assert not await stack.is_pending()
+
+
+async def test_a_subscriber_that_is_free_in_a_moment_is_not_left_alone_for_longer() -> None:
+    async with Subscriber().serving() as subscriber, aiohttp.ClientSession() as session:
+        ready = SubscriberReadiness("t", subscriber.url)
+        assert await ready.probe(session)
+        now_s = asyncio.get_running_loop().time()
+        ready.on_refusal(now_s)
+        planned_s = ready.next_probe_s(now_s)
+
+        ready.on_refusal(now_s, 0.0)
+
+        assert ready.next_probe_s(now_s) < planned_s
+        ready.on_refusal(now_s, 5.0)
+        assert ready.next_probe_s(now_s) == pytest.approx(5.0)
