@@ -4,7 +4,7 @@ Called by `api.audit.round`. The same answer always gives the same job, so that 
 """
 
 import hashlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from api.audit.audits import NAME, VERSION, passages_given
@@ -28,19 +28,31 @@ def claim_of(job: Job) -> Claim:
     )
 
 
-def critic_job(critic: str, version: str, name: str, claim: Claim, now_ms: int) -> NewJob:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Critic:
+    """A critic as it is now. `max_tokens` limits its answer, `claim_tokens` is what is left of its context for what it
+    judges.
+    """
+
+    name: str
+    version: str
+    max_tokens: int
+    claim_tokens: int
+
+
+def critic_job(critic: Critic, name: str, claim: Claim, now_ms: int) -> NewJob:
     """The critic's job on the answer of this name."""
     job_id = audit_job_id(name)
     mark = hashlib.sha256(f"mark {job_id}".encode()).hexdigest()[:16]
     return NewJob(
         id=job_id,
-        request=critic_request(critic, claim, mark),
+        request=critic_request(critic.name, claim, mark, critic.max_tokens),
         source=AUDIT_TENANT,
         event_id=job_id,
         tenant=AUDIT_TENANT,
         lane=Lane.BATCH,
         deadline_ms=now_ms + LONGEST_MS,
-        metadata={NAME: name, VERSION: version},
+        metadata={NAME: name, VERSION: critic.version},
     )
 
 

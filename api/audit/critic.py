@@ -12,7 +12,6 @@ from eventing.job.job import CHAT_URLS, Job, JobRequest
 from eventing.job.moderation.claim import INSTRUCTIONS, Claim, claim_messages, is_supported
 from eventing.job.passage import last_user, text_of
 
-_ANSWER_TOKENS: Final = 512
 _CHARACTERS_A_TOKEN: Final = 3
 
 
@@ -33,27 +32,26 @@ class Verdict(StrEnum):
         return self in (Verdict.SUPPORTED, Verdict.UNSUPPORTED)
 
 
-def critic_version(critic: str, revision: str, golden_digest: str) -> str:
+def critic_version(critic: str, revision: str, golden_digest: str, max_tokens: int) -> str:
     """Names what a critic's verdicts come from: model, weights and question, and the golden set they are judged by."""
-    parts = "\0".join((critic, revision, INSTRUCTIONS, golden_digest))
+    parts = "\0".join((critic, revision, INSTRUCTIONS, golden_digest, str(max_tokens)))
     return hashlib.sha256(parts.encode()).hexdigest()[:12]
 
 
-def critic_request(critic: str, claim: Claim, mark: str) -> JobRequest:
+def critic_request(critic: str, claim: Claim, mark: str, max_tokens: int) -> JobRequest:
     """The call that asks for a verdict. Without passages a search puts them into it."""
     body = {
         "model": critic,
         "messages": claim_messages(claim, mark),
         "temperature": 0,
-        "max_tokens": _ANSWER_TOKENS,
+        "max_tokens": max_tokens,
     }
     return JobRequest(url=CHAT_URLS[0], body=body)
 
 
 def fits(claim: Claim, context_tokens: int) -> bool:
-    """True when the claim should fit into a context of so many tokens, beside instructions and verdict."""
-    tokens = (claim.characters + len(INSTRUCTIONS)) / _CHARACTERS_A_TOKEN
-    return tokens + _ANSWER_TOKENS <= context_tokens
+    """True when the claim should fit into so many tokens, beside the instructions."""
+    return (claim.characters + len(INSTRUCTIONS)) / _CHARACTERS_A_TOKEN <= context_tokens
 
 
 def verdict_of(text: str) -> Verdict:

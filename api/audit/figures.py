@@ -12,7 +12,7 @@ from api.audit.estimate import AuditedCounts, GoldenCounts, Rate, hallucination_
 from api.audit.golden import GoldenSet
 from api.audit.store import DAY_MS, AuditStore
 from api.audit.usage import UsageReader
-from eventing.telemetry.audit import AuditRules
+from eventing.telemetry.audit import AuditRules, critics_of
 from eventing.telemetry.metric.family import Family, Latest, Samples, Series
 
 RATE: Final = Family(
@@ -71,7 +71,7 @@ class AuditFigures:
     ) -> None:
         self._audits = audits
         self._usage = usage
-        self._critics = tuple(dict.fromkeys(rule.critic for rule in rules.values()))
+        self._critics = tuple(critics_of(rules))
         self._golden = golden
         self._version_of = version_of
         self._window_days = window_days

@@ -15,7 +15,7 @@ from typing import Final
 import structlog
 from redis.asyncio import Redis
 
-from api.audit.asking import claim_of, critic_job, searching
+from api.audit.asking import Critic, claim_of, critic_job, searching
 from api.audit.audits import Audits
 from api.audit.budget import Spent, most_in_flight
 from api.audit.critic import Verdict, answer_of, critic_version, fits
@@ -29,7 +29,7 @@ from eventing.job.job import JobId
 from eventing.job.store import JobReader, NewJob
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
-from eventing.telemetry.audit import AuditRules, audit_job_id
+from eventing.telemetry.audit import AuditRules, audit_job_id, critics_of
 
 _EVERY_S: Final = 5.0
 
@@ -67,54 +67,62 @@ class AuditRound:
     async def run(self) -> None:
         """Ask until cancelled; waits while the store is unavailable."""
         while True:
-            for critic in dict.fromkeys(rule.critic for rule in self._deps.rules.values()):
+            for name in critics_of(self._deps.rules):
                 with suppress(Unavailable):
-                    await self.ask(critic)
+                    await self.ask(name)
             await asyncio.sleep(_EVERY_S)
 
-    async def ask(self, critic: str) -> int:
+    async def ask(self, name: str) -> int:
         """Ask one critic about what waits for it, as far as it may be; gives about how many. Raises `Unavailable`;
         what was taken and not asked is asked for a minute later.
         """
-        deps = self._deps
-        version = await self.version(critic)
-        for name in await deps.audits.stale(critic):
-            await self._ask_again(critic, version, name)
-        waiting = await deps.audits.waiting(critic)
+        audits, critic = self._deps.audits, await self.critic(name)
+        for stale in await audits.stale(name):
+            await self._ask_again(critic, stale)
+        waiting = await audits.waiting(name)
         if not waiting:
             return 0
-        if waiting < deps.least_waiting and not await deps.is_awake(critic):
+        if waiting < self._deps.least_waiting and not await self._deps.is_awake(name):
             return 0
-        measured = await self._measured(critic, version)
+        measured = await self._measured(critic)
         if measured is not None and not measured.is_fit:
             return 0
-        most = await self._most_in_flight(critic)
-        names = await deps.audits.take(critic, most, golden_only=measured is None)
-        for name in names:
-            await self._ask_for(critic, version, name)
-        return len(names)
+        most = await self._most_in_flight(name)
+        taken = await audits.take(name, most, golden_only=measured is None)
+        for each in taken:
+            await self._ask_for(critic, each)
+        return len(taken)
 
-    async def _measured(self, critic: str, version: str) -> GoldenCounts | None:
+    async def critic(self, name: str) -> Critic:
+        """The critic as it is now."""
+        async with failures_named():
+            revision = await self._deps.redis.hget(keys.REVISIONS, name)
+        text, most = revision.decode() if revision else "", critics_of(self._deps.rules)[name]
+        return Critic(
+            name=name,
+            version=critic_version(name, text, self._deps.golden.digest, most),
+            max_tokens=most,
+            claim_tokens=self._deps.contexts[name] - most,
+        )
+
+    async def version(self, name: str) -> str:
+        """The version of the critic as it is now."""
+        return (await self.critic(name)).version
+
+    async def _measured(self, critic: Critic) -> GoldenCounts | None:
         """How this version of the critic did on the golden set; None while rows of it have no verdict, and then they
         wait to be asked. A run that failed is done again an hour later.
         """
         audits, golden = self._deps.audits, self._deps.golden
-        run = await audits.golden(version)
+        run = await audits.golden(critic.version)
         counts = golden.counts(run.verdicts)
         is_old = run.failed_ms and await audits.now_ms() - run.failed_ms > _AGAIN_AFTER_MS
         if is_old and not counts.is_fit:
-            await audits.forget_golden(version, run)
+            await audits.forget_golden(critic.version, run)
         elif len(run.verdicts) >= len(golden.rows):
             return counts
-        await audits.add_golden(critic, version, len(golden.rows))
+        await audits.add_golden(critic.name, critic.version, len(golden.rows))
         return None
-
-    async def version(self, critic: str) -> str:
-        """The version of the critic as it is now."""
-        async with failures_named():
-            revision = await self._deps.redis.hget(keys.REVISIONS, critic)
-        text = revision.decode() if revision else ""
-        return critic_version(critic, text, self._deps.golden.digest)
 
     async def _most_in_flight(self, critic: str) -> int:
         """How many audits the budget allows now."""
@@ -122,19 +130,20 @@ class AuditRound:
         mine = usage.spent.get(critic, Spent())
         return most_in_flight(mine, usage.audits_s, usage.of(critic), self._deps.gpu_share)
 
-    async def _ask_again(self, critic: str, version: str, name: str) -> None:
+    async def _ask_again(self, critic: Critic, name: str) -> None:
         """See to an audit without a verdict after a minute: its job runs yet, or has ended and that was not heard, or
         was never submitted.
         """
         job = await self._deps.jobs.get(audit_job_id(name), with_result=False)
         if job is None:
-            await self._ask_for(critic, version, name)
+            await self._ask_for(critic, name)
         elif job.state.is_terminal:
             await self._deps.listener.judge(job)
 
-    async def _ask_for(self, critic: str, version: str, name: str) -> None:
+    async def _ask_for(self, critic: Critic, name: str) -> None:
         """Submit the critic's job on one answer, or record why there is none."""
-        new = await self._job_on(critic, version, name)
+        now_ms = await self._deps.audits.now_ms()
+        new = await self._job_on(critic, name, now_ms)
         if isinstance(new, NewJob):
             try:
                 await self._deps.intake.submit(new)
@@ -142,30 +151,32 @@ class AuditRound:
             except BadRequest as error:
                 _log.warning("not audited", action="audit", job_id=name, reason=error.code)
                 new = Verdict.FAILED
-        now_ms = await self._deps.audits.now_ms()
-        judged = Judged(name=name, critic=critic, verdict=new, critic_version=version, at_ms=now_ms)
+        judged = Judged(
+            name=name,
+            critic=critic.name,
+            verdict=new,
+            critic_version=critic.version,
+            at_ms=now_ms,
+        )
         await self._deps.listener.record(judged)
 
-    async def _job_on(self, critic: str, version: str, name: str) -> NewJob | Verdict:
+    async def _job_on(self, critic: Critic, name: str, now_ms: int) -> NewJob | Verdict:
         """The critic's job, or what became of the audit without one."""
-        context, now_ms = self._deps.contexts[critic], await self._deps.audits.now_ms()
-        row = golden_row(name)
+        row, rows = golden_row(name), self._deps.golden.rows
         if row is not None:
-            rows = self._deps.golden.rows
-            if row.critic_version != version or row.number >= len(rows):
+            if row.critic_version != critic.version or row.number >= len(rows):
                 return Verdict.GONE  # of a critic or a golden set that is no more
             claim = rows[row.number].claim
-            is_fitting = fits(claim, context)
-            new = critic_job(critic, version, name, claim, now_ms)
-            return new if is_fitting else Verdict.TOO_LONG
+            is_fitting = fits(claim, critic.claim_tokens)
+            return critic_job(critic, name, claim, now_ms) if is_fitting else Verdict.TOO_LONG
         job = await self._deps.jobs.get(JobId(name))
         rule = self._deps.rules.get(job.request.model) if job else None
         if job is None or rule is None or not answer_of(job):
             return Verdict.GONE
         claim = claim_of(job)
-        if not fits(claim, context):
+        if not fits(claim, critic.claim_tokens):
             return Verdict.TOO_LONG
-        new = critic_job(critic, version, name, claim, now_ms)
+        new = critic_job(critic, name, claim, now_ms)
         if claim.passages:
             return new
         return (

@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from api.audit.budget import Spent
 from api.audit.critic import Verdict
 from api.audit.estimate import AuditedCounts
+from eventing.errors import BadRequest
 from eventing.job.job import Job, JobId
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
@@ -201,11 +202,22 @@ class AuditStore:
             for job_id, record in zip(job_ids, records, strict=True)
         ]
 
-    async def ids(self, tenant: str) -> list[JobId]:
-        """A tenant's audited jobs, oldest first."""
+    async def page(
+        self, tenant: str, limit: int, after: JobId | None = None, *, is_ascending: bool = False
+    ) -> tuple[list[JobId], bool]:
+        """A tenant's audited jobs by when they were sampled, newest first unless `is_ascending`, from the one after
+        `after` on; and whether there are more. Raises `BadRequest` for an `after` that is none of them.
+        """
+        key, start = keys.audits_of(tenant), 0
         async with failures_named():
-            found = await self._redis.zrange(keys.audits_of(tenant), 0, -1)
-        return [JobId(each.decode()) for each in found]
+            if after is not None:
+                rank = self._redis.zrank if is_ascending else self._redis.zrevrank
+                place = await rank(key, after)
+                if place is None:
+                    raise BadRequest("after must be the id of an entry of this list", "after")
+                start = int(place) + 1
+            found = await self._redis.zrange(key, start, start + limit, desc=not is_ascending)
+        return [JobId(each.decode()) for each in found[:limit]], len(found) > limit
 
     async def counts(self, days: Sequence[int]) -> dict[tuple[str, str], AuditedCounts]:
         """The sums over these days, by critic version and model."""

@@ -16,7 +16,7 @@ from api.http.described import described
 from api.http.parameter import AFTER, LIMIT, ORDER
 from api.routes.jobs import json_response
 from api.routes.route import Call, Routes
-from api.routes.vector_stores import cut, listed
+from api.routes.vector_stores import listed
 from api.view.page import Page
 from eventing.errors import NotFound
 from eventing.job.job import JobId
@@ -66,9 +66,14 @@ routes: Routes[AuditRouteDeps] = Routes("audits")
 async def list_audits(call: Call[AuditRouteDeps]) -> Response:
     """List audits of the caller's answers, newest first."""
     query, audits = call.request.query_params, call.deps.audits
-    ids = [_audit_id(each) for each in await audits.ids(call.principal.tenant)]
-    page, has_more = cut(ids, query, LIMIT.of(query), is_ascending=ORDER.of(query) == "asc")
-    found = await audits.read([_job_id(each) for each in page])
+    after = query.get(AFTER.name)
+    ids, has_more = await audits.page(
+        call.principal.tenant,
+        LIMIT.of(query),
+        _job_id(after) if after else None,
+        is_ascending=ORDER.of(query) == "asc",
+    )
+    found = await audits.read(ids)
     own = [each for each in found if each is not None and each.tenant == call.principal.tenant]
     return json_response(listed([audit_view(each) for each in own], has_more))
 
@@ -109,10 +114,6 @@ def _shown(verdict: Verdict | None) -> Literal["supported", "unsupported"] | Non
             return "unsupported"
         case _:
             return None
-
-
-def _audit_id(job_id: JobId) -> str:
-    return f"audit_{job_id.removeprefix('job_')}"
 
 
 def _job_id(audit_id: str) -> JobId:

@@ -19,7 +19,9 @@ AUDIT_TENANT: Final = "/torpor/audit"
 SEARCHED_TENANT: Final = "torpor.audit.of"
 """Metadata of a critic's job that has to search for passages first: the tenant whose vector stores it searches."""
 DEFAULT_SHARE: Final = 0.02
-_FIELDS: Final = frozenset({"critic", "share", "tenants", "retrieve"})
+DEFAULT_MAX_TOKENS: Final = 512
+_MOST_TOKENS: Final = 32_768
+_FIELDS: Final = frozenset({"critic", "share", "tenants", "retrieve", "max_tokens"})
 _LETTERS: Final = re.compile(r"[a-z]+")
 
 
@@ -33,6 +35,7 @@ class AuditRule:
     share: float = DEFAULT_SHARE
     tenants: Mapping[str, float] = field(default_factory=dict)
     retrieve: Mapping[str, Any] | None = None
+    max_tokens: int = DEFAULT_MAX_TOKENS  #: of the critic's answer
 
     def share_of(self, tenant: str) -> float:
         """The share of a tenant's answers that is audited."""
@@ -68,6 +71,14 @@ def check_critics(rules: AuditRules, served: Collection[str]) -> None:
             raise _invalid(
                 f"{model}.audit.critic", f"is none of the models that are served: {known}"
             )
+
+
+def critics_of(rules: AuditRules) -> dict[str, int]:
+    """The critics, each with the tokens of its longest answer: it is measured once, for all models that it judges."""
+    found: dict[str, int] = {}
+    for rule in rules.values():
+        found[rule.critic] = max(found.get(rule.critic, 0), rule.max_tokens)
+    return found
 
 
 def family(model: str) -> str:
@@ -116,6 +127,9 @@ def _rule(model: str, entry: Any) -> AuditRule:
         raise _invalid(f"{where}.tenants", "must be an object with a share for each tenant")
     if retrieve is not None and not isinstance(retrieve, Mapping):
         raise _invalid(f"{where}.retrieve", "must be an object with settings of the step retrieve")
+    tokens = entry.get("max_tokens", DEFAULT_MAX_TOKENS)
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or not 1 <= tokens <= _MOST_TOKENS:
+        raise _invalid(f"{where}.max_tokens", f"must be a whole number up to {_MOST_TOKENS}")
     return AuditRule(
         critic=critic,
         share=_share(f"{where}.share", entry.get("share", DEFAULT_SHARE)),
@@ -124,6 +138,7 @@ def _rule(model: str, entry: Any) -> AuditRule:
             for tenant, share in tenants.items()
         },
         retrieve=retrieve,
+        max_tokens=tokens,
     )
 
 

@@ -116,6 +116,22 @@ async def test_a_tenant_sees_the_verdicts_on_its_own_answers_and_on_no_others(
     assert ids == [job_id]  # the critic's job is nobody's
 
 
+async def test_audits_are_listed_in_pages_newest_first(rig: Rig, acme: Headers) -> None:
+    jobs = [await answered(rig, f"answer {number}", acme) for number in range(3)]
+
+    first = (await rig.client.get("/v1/audits?limit=2", headers=acme)).json()
+    path = f"/v1/audits?limit=2&after={first['last_id']}"
+    second = (await rig.client.get(path, headers=acme)).json()
+    upwards = (await rig.client.get("/v1/audits?order=asc", headers=acme)).json()
+
+    assert [each["job"] for each in first["data"] + second["data"]] == jobs[::-1]
+    assert (first["has_more"], second["has_more"]) == (True, False)
+    assert [each["job"] for each in upwards["data"]] == jobs
+    for after in ("audit_" + "0" * 24, "x"):
+        wrong = await rig.client.get(f"/v1/audits?after={after}", headers=acme)
+        assert (wrong.status_code, wrong.json()["field"]) == (400, "after")
+
+
 async def test_the_event_of_a_verdict_keeps_its_schema(
     rig: Rig, acme: Headers, broker: FakeBroker
 ) -> None:

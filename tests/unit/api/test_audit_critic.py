@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from api.audit import make
-from api.audit.asking import critic_job, searching
+from api.audit.asking import Critic, critic_job, searching
 from api.audit.critic import (
     Verdict,
     critic_request,
@@ -21,11 +21,12 @@ from eventing.job.job import Lane
 from eventing.job.moderation.claim import Claim
 from eventing.telemetry.audit import AUDIT_TENANT, AuditRule
 
+JUDGE = Critic(name="judge", version="v", max_tokens=512, claim_tokens=1500)
 CLAIM = Claim(question="Who?", answer="Ann did.", passages=("Ann did it.",))
 
 
 def asked_text(claim: Claim, mark: str = "m4rk") -> str:
-    return str(critic_request("judge", claim, mark).body["messages"][1]["content"])
+    return str(critic_request("judge", claim, mark, 512).body["messages"][1]["content"])
 
 
 @pytest.mark.parametrize(
@@ -61,21 +62,21 @@ def test_passages_question_and_answer_are_all_asked_about() -> None:
     text = asked_text(CLAIM)
 
     assert text.index("Ann did it.") < text.index("Who?") < text.index("Ann did.\n")
-    assert critic_request("judge", CLAIM, "m").body["temperature"] == 0
+    assert critic_request("judge", CLAIM, "m", 512).body["temperature"] == 0
 
 
 def test_the_same_answer_always_gives_the_same_job() -> None:
-    first, again = (critic_job("judge", "v", "job_1", CLAIM, 7) for _ in range(2))
+    first, again = (critic_job(JUDGE, "job_1", CLAIM, 7) for _ in range(2))
 
     assert first == again
     assert (first.tenant, first.lane) == (AUDIT_TENANT, Lane.BATCH)
-    assert critic_job("judge", "v", "job_2", CLAIM, 7).id != first.id
+    assert critic_job(JUDGE, "job_2", CLAIM, 7).id != first.id
 
 
 def test_an_answer_without_passages_is_searched_for_in_its_tenants_vector_stores() -> None:
     rule = AuditRule(critic="judge", retrieve={"vector_store_names": ["handbook"]})
 
-    new = searching(critic_job("judge", "v", "job_1", CLAIM, 7), rule, "acme")
+    new = searching(critic_job(JUDGE, "job_1", CLAIM, 7), rule, "acme")
 
     (step,) = new.own_steps
     assert (step.name, step.settings) == ("retrieve", {"vector_store_names": ["handbook"]})
@@ -92,13 +93,14 @@ def test_an_answer_that_is_longer_than_the_critic_can_read_is_not_asked_about() 
 
 def test_each_change_of_the_critic_is_another_version() -> None:
     versions = {
-        critic_version("judge", "rev-1", "golden"),
-        critic_version("judge", "rev-2", "golden"),
-        critic_version("judge", "rev-1", "other golden"),
-        critic_version("other", "rev-1", "golden"),
+        critic_version("judge", "rev-1", "golden", 512),
+        critic_version("judge", "rev-2", "golden", 512),
+        critic_version("judge", "rev-1", "other golden", 512),
+        critic_version("other", "rev-1", "golden", 512),
+        critic_version("judge", "rev-1", "golden", 2048),
     }
 
-    assert len(versions) == 4
+    assert len(versions) == 5
 
 
 def rows(count: int = 200, **changed: Any) -> list[dict[str, Any]]:

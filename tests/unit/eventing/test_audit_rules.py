@@ -11,6 +11,7 @@ from eventing.telemetry.audit import (
     AUDIT_TENANT,
     AuditRule,
     check_critics,
+    critics_of,
     family,
     parse_audit_rules,
     same_family_warnings,
@@ -52,12 +53,23 @@ def test_a_document_without_audits_has_no_rules() -> None:
         ({"critic": "judge", "tenants": {"acme": -1}}, "chat.audit.tenants.acme must be a number"),
         ({"critic": "judge", "tenants": ["acme"]}, "chat.audit.tenants must be an object"),
         ({"critic": "judge", "retrieve": True}, "chat.audit.retrieve must be an object"),
+        ({"critic": "judge", "max_tokens": 0}, "chat.audit.max_tokens must be a whole number"),
         ({"critic": "judge", "rate": 0.1}, "chat.audit.rate is not supported"),
     ],
 )
 def test_a_wrong_rule_is_refused_by_field(entry: Any, said: str) -> None:
     with pytest.raises(BadRequest, match=said):
         parse_audit_rules({"chat": {"audit": entry}})
+
+
+def test_a_critic_of_several_models_has_the_longest_answer_that_one_asks_for() -> None:
+    rules = {
+        "a": AuditRule(critic="judge", max_tokens=100),
+        "b": AuditRule(critic="judge", max_tokens=900),
+        "c": AuditRule(critic="other"),
+    }
+
+    assert critics_of(rules) == {"judge": 900, "other": 512}
 
 
 def test_a_critic_that_is_not_served_is_refused() -> None:
