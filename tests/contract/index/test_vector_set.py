@@ -50,7 +50,7 @@ async def sets(vector_sets: Redis, vector_set_url: str) -> AsyncIterator[VectorS
         yield index
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(held=st.lists(ATTRIBUTES, min_size=1, max_size=4), wanted=FILTERS)
 async def test_any_filter_finds_what_the_pure_one_lets_pass(
     vector_sets: Redis, sets: VectorSetIndex, held: list[dict[str, Attribute]], wanted: Filter
