@@ -5,6 +5,7 @@ Called by `api.limit.gate` and `api.limit.usage`. Must not know the store.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from api.limit.limit import prompt_tokens
 from api.settings import ApiSettings
@@ -35,9 +36,13 @@ def costs_of(job: Job, prices: Prices) -> dict[str, float]:
     model, usage = job.to_run.model, job.usage
     if job.cache is not None and job.cache.is_hit:
         usage = None
-    elif not usage and job.attempt and model in prices.tokens:  # it broke off
+    elif job.attempt and model in prices.tokens and not _is_counted(usage):  # it broke off
         usage = {
             "prompt_tokens": prompt_tokens(job.request),
             "completion_tokens": job.token_count,
         }
     return cost_by_kind(spent_tokens(usage, model), job.gpu_ms / 1000, prices.gpu, prices.tokens)
+
+
+def _is_counted(usage: Mapping[str, Any] | None) -> bool:
+    return isinstance((usage or {}).get("prompt_tokens"), int)

@@ -71,8 +71,10 @@ class SavedView(TypedDict):
     """Jobs with the answer of a request of the same meaning"""
     input_tokens: int
     output_tokens: int
-    cost: float
-    """At the prices of the model's card; 0 for a model of your own, whose GPU time is not known"""
+    cost: float | None
+    """At the prices of the model's card; of a model of your own, at what a token of its answers cost that day: null
+    where none was generated
+    """
 
 
 class EndedView(TypedDict):
@@ -350,7 +352,7 @@ def _usage(deps: OrganizationDeps, rows: Sequence[UsageRow], kind: str) -> dict[
             "semantic": total("hits_semantic"),
             "input_tokens": total("saved_input_tokens"),
             "output_tokens": total("saved_output_tokens"),
-            "cost": total("saved_cost") / MICRO,
+            "cost": _saved_cost(rows),
         },
         "spent_beside": {
             kind: {"tokens": total(f"{kind}_tokens"), "cost": total(f"{kind}_cost") / MICRO}
@@ -359,6 +361,20 @@ def _usage(deps: OrganizationDeps, rows: Sequence[UsageRow], kind: str) -> dict[
         "gpu_seconds": round(total("gpu_ms") * deps.gpus_per_replica / 1000, 3),
         "cost": total("cost") / MICRO,
     }
+
+
+def _saved_cost(rows: Sequence[UsageRow]) -> float | None:
+    """What the answers that were not generated would have cost. GPU time by the tokens of the answers alone."""
+    saved = 0.0
+    for model in {row.model for row in rows}:
+        total = _sums([row for row in rows if row.model == model])
+        if total("saved_cost") or not total("saved_output_tokens"):
+            saved += total("saved_cost")
+        elif not total("output_tokens"):
+            return None
+        else:
+            saved += total("saved_output_tokens") * total("cost") / total("output_tokens")
+    return round(saved) / MICRO
 
 
 def _costs(

@@ -1,11 +1,13 @@
 """The examples do what they say, on a real stack."""
 
 import base64
+import csv
 import os
 import secrets
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -56,6 +58,32 @@ def test_an_example_prints_the_whole_answer(stack: LocalStack, command: list[str
     newest = httpx.get(f"{stack.addresses['api']}/v1/jobs", params={"limit": "1"}).json()["data"][0]
     choice = stack.job(newest["id"], include="result")["result"]["choices"][0]
     assert shown.stdout.strip() == choice["message"]["content"].strip() != ""
+
+
+def test_the_usage_of_days_is_printed_and_written(stack: LocalStack, tmp_path: Path) -> None:
+    job_id = stack.submit("hi")
+    stack.job(job_id, wait_s=60)
+    table = tmp_path / "usage.csv"
+
+    def printed() -> str:
+        shown = subprocess.run(
+            [sys.executable, "usage_by_day.py", table],
+            cwd=EXAMPLES,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            env=os.environ | {"TORPOR_API_URL": stack.addresses["api"]},
+        )
+        assert shown.returncode == 0, shown.stderr
+        return shown.stdout
+
+    deadline = time.monotonic() + 30
+    while not (said := printed()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+    assert " in, " in said
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    assert sum(int(row["num_model_requests"]) for row in rows) >= 1
 
 
 def test_the_receiver_takes_what_is_signed_and_nothing_else() -> None:

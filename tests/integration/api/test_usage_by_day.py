@@ -217,6 +217,37 @@ async def test_a_redriven_job_counts_what_each_life_used(priced: Rig, redis: Red
     assert spent == 5.0
 
 
+@pytest.mark.parametrize(("model", "saved"), [("m", 2 * COST), ("own", 2 * 5.0)])
+async def test_kept_answers_and_those_of_running_jobs_are_saved_tokens_and_money(
+    priced: Rig, redis: Redis, model: str, saved: float
+) -> None:
+    _, headers = await key_of(redis, "acme")
+    asked = {**headers, "cache-control": "max-age=600"}
+    first = await submitted(priced, asked, model)
+    follower = await priced.client.post("/v1/jobs", json=chat_line(model=model), headers=asked)
+    assert follower.json()["follows"] == first.job_id
+    if model == "own":
+        await Ledger(redis).charge(first.job_id, 5000)  # at one a second
+    await first.finish(chat_result("hello"))
+    await priced.until_told()
+    hit = await priced.client.post("/v1/jobs", json=chat_line(model=model), headers=asked)
+    assert hit.json()["cache"]["status"] == "hit"
+
+    (used,) = await results(priced, headers)
+
+    assert used["ended"]["completed"] == used["num_model_requests"] == 3
+    assert (used["input_tokens"], used["output_tokens"]) == (7, 3)
+    assert used["saved"] == {
+        "exact": 1,
+        "coalesced": 1,
+        "semantic": 0,
+        "input_tokens": 14,
+        "output_tokens": 6,
+        "cost": saved,
+    }
+    assert used["cost"] == saved / 2
+
+
 async def test_what_was_spent_beside_an_answer_is_in_its_cost_and_in_line_items(
     priced: Rig, redis: Redis
 ) -> None:
