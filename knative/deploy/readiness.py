@@ -234,9 +234,17 @@ def _scheduling(message: str) -> str:
     return f"no node has room ({message[:200]})"
 
 
+def _says_nothing(event: Resource, message: str) -> bool:
+    """A controller tries a write again whose object had changed; conditions are in the object's own state."""
+    return (
+        "the object has been modified" in message
+        or event.get("reason") == "InferenceServiceNotReady"
+    )
+
+
 def _event_reason(event: Resource) -> str | None:
     message = nameless(str(event.get("message", "")))
-    if event.get("type") != "Warning":
+    if event.get("type") != "Warning" or _says_nothing(event, message):
         return None
     about = (event.get("involvedObject") or {}).get("name", "?")
     if "exceeded quota" in message:

@@ -187,7 +187,7 @@ WHILE_IT_STARTED = [
     {
         "type": "Warning",
         "reason": "UpdateFailed",
-        "message": 'Failed to update status for InferenceService "thinker": Operation cannot be fulfilled',
+        "message": 'Failed to update status for InferenceService "thinker": conflict',
         "involvedObject": {"kind": "InferenceService", "name": "thinker"},
     },
     {
@@ -259,3 +259,30 @@ def test_a_pod_is_of_the_object_that_it_was_made_from(kind: str, name: str, made
 )
 def test_a_pod_of_a_longer_name_is_of_another_object(kind: str, name: str, made: str) -> None:
     assert not is_made_from(kind, name, made)
+
+
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [
+        (
+            "InternalError",
+            "fails to reconcile predictor: fails to reconcile knative service: Operation cannot be fulfilled on "
+            'services.serving.knative.dev "thinker-predictor": the object has been modified; please apply your changes',
+        ),
+        (
+            "InferenceServiceNotReady",
+            "InferenceService [thinker] is no longer Ready because of: PredictorReady, Ready, Stopped",
+        ),
+    ],
+)
+def test_a_write_that_is_tried_again_and_a_list_of_conditions_are_no_reasons(
+    reason: str, message: str
+) -> None:
+    event = {
+        "type": "Warning",
+        "reason": reason,
+        "message": message,
+        "involvedObject": {"kind": "InferenceService", "name": "thinker"},
+    }
+
+    assert why_stuck([], [event]) == []
