@@ -172,18 +172,21 @@ class StepServer:
             ):
                 if handler := self._event_handlers.get(event.type):
                     return _answer(await handler(event))
-                await self._handle(event)
+                if await self._handle(event):
+                    return Response(status_code=200)
                 return await self._reply(request, event)
         except TorporError as error:
             return _problem(error)
 
-    async def _handle(self, event: Event) -> None:
+    async def _handle(self, event: Event) -> bool:
+        """True when the event's job has gone on, so that there is no result to tell of."""
         if event.type == PLANNED:
-            await self.runner.run(event)
-        elif event.type == REQUESTED:
+            return await self.runner.run(event)
+        if event.type == REQUESTED:
             await self.runner.plan(event)
         else:
             _log.warning("event of another type", action="ignore", type=event.type[:100])
+        return False
 
     async def _reply(self, request: Request, event: Event) -> Response:
         """200; with the result event where the job has ended and a subscriber may want that."""

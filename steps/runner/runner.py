@@ -30,7 +30,7 @@ from eventing.errors import (
 from eventing.job.job import API_SOURCE, REJECTED, Job, JobError, JobId, JobRequest, JobState
 from eventing.job.passage import Passage, passages_of
 from eventing.job.plan import Hold, OnFailure, PlannedStep, StepStatus
-from eventing.job.step import BeginStatus, StepRun, StepStore
+from eventing.job.step import AdvanceStatus, BeginStatus, StepRun, StepStore
 from eventing.job.store import Ending
 from eventing.store.vector_store.query import RETRIEVE_STEP
 from eventing.telemetry import trace
@@ -84,13 +84,14 @@ class Runner:
 
     def __init__(self, deps: RunnerDeps) -> None:
         self._deps = deps
-        self._running: dict[tuple[JobId, str], asyncio.Task[None]] = {}
+        self._running: dict[tuple[JobId, str], asyncio.Task[bool]] = {}
         self.room = Room()
         metrics.IN_FLIGHT.set_function(lambda: self.room.in_flight)
 
-    async def run(self, event: Event) -> None:
-        """Run the step that the event names. Raises `NotFound` for a step that this process does not have,
-        `RunFailed`, and `Unavailable`, which costs no try.
+    async def run(self, event: Event) -> bool:
+        """Run the step that the event names. True when the job has gone on to what is next; False when it has ended,
+        or may have. Raises `NotFound` for a step that this process does not have, `RunFailed`, and `Unavailable`,
+        which costs no try.
         """
         step, job_id = event.extensions.get(STEP, ""), job_id_of(event)
         if step not in self._deps.handlers:
@@ -101,7 +102,7 @@ class Runner:
         if task is None:
             task = self._running[key] = asyncio.ensure_future(self._run(job_id, step))
             task.add_done_callback(lambda _: self._running.pop(key, None))
-        await asyncio.shield(task)
+        return await asyncio.shield(task)
 
     async def plan(self, event: Event) -> None:
         """Make the plan of a job that another producer asked for through a broker that is not ours, and send it to
@@ -146,7 +147,7 @@ class Runner:
         if job.state is JobState.QUEUED or job.is_validating:
             await self._deps.publish_again(request_event(job))
 
-    async def _run(self, job_id: JobId, step: str) -> None:
+    async def _run(self, job_id: JobId, step: str) -> bool:
         async with self.room.shared():
             begun = await self._deps.store.begin_step(job_id, step)
             job = begun.job
@@ -155,29 +156,31 @@ class Runner:
                 await self._publish_again(job)
             if begun.status is not BeginStatus.BEGUN or job is None or planned is None:
                 _log.info("nothing to run", action="step", job_id=job_id, reason=begun.status)
-                return
+                return False
             _note_wait(job, step, begun.number)
             if not begun.is_suspect:
                 return await self._attempt(job, planned, begun.number)
             _log.warning("runs alone", action="step", job_id=job_id, step=step, run=begun.number)
             async with self.room.alone():
-                await self._attempt(job, planned, begun.number)
+                return await self._attempt(job, planned, begun.number)
 
-    async def _attempt(self, job: Job, planned: PlannedStep, number: int) -> None:
-        """One run of the handler, and what follows. A run that failed is given up, unless its step may be skipped."""
+    async def _attempt(self, job: Job, planned: PlannedStep, number: int) -> bool:
+        """One run of the handler, and what follows; whether the job goes on. A run that failed is given up, unless its
+        step may be skipped.
+        """
         run, loop = StepRun.of(job, planned.name), asyncio.get_running_loop()
         started_s, word = loop.time(), "failed"
         with trace.span("step", step=run.step, job_id=job.id, number=number) as span:
             try:
                 outcome = await self._outcome(job, planned, number)
                 word = _WORDS[type(outcome)]
-                await self._until_stored(lambda: self._store(job, run, outcome))
+                return await self._until_stored(lambda: self._store(job, run, outcome))
             except asyncio.CancelledError:
                 await self._give_up(run)
                 raise Unavailable("this process shuts down") from None
             except NotInstalled as error:
                 word = error.code
-                await self._set_aside(run, error)
+                return await self._set_aside(run, error)
             except Unavailable:
                 word = "unavailable"
                 await self._give_up(run)
@@ -247,8 +250,8 @@ class Runner:
             limits_s.append(max(0.0, (job.deadline_ms - self._deps.clock.wall_ms()) / 1000))
         return min(limits_s, default=None)
 
-    async def _store(self, job: Job, run: StepRun, outcome: StepOutcome) -> None:
-        """The outcome and what follows, in one script."""
+    async def _store(self, job: Job, run: StepRun, outcome: StepOutcome) -> bool:
+        """The outcome and what follows, in one script; whether the job goes on."""
         advance, detail = self._deps.advance, _checked(outcome.detail, run.step)
         match outcome:
             case Answer(result=result, usage=usage, tokens=tokens, cache=cache):
@@ -257,34 +260,37 @@ class Runner:
             case Refuse(error=error):
                 await advance.refuse(job, run, detail, error)
             case Skip(reason=reason):
-                await advance.go_on(job, run, StepStatus.SKIPPED, {"reason": reason, **detail})
+                told = {"reason": reason, **detail}
+                status = await advance.go_on(job, run, StepStatus.SKIPPED, told)
+                return _goes_on(job, run, status)
             case Withhold(reason=reason):
                 await advance.withhold(run, detail, reason)
             case Continue() | Again():
                 try:
-                    await self._go_on(job, run, outcome, detail)
+                    return await self._go_on(job, run, outcome, detail)
                 except BadRequest as error:
                     refusal = JobError(code=error.code, message=error.message, field=error.field)
                     await advance.refuse(job, run, detail, refusal)
+        return False
 
     async def _go_on(
         self, job: Job, run: StepRun, outcome: Continue | Again, detail: Mapping[str, Any]
-    ) -> None:
-        """To the next step, to the predictor, or to the job's end. Raises `BadRequest`."""
+    ) -> bool:
+        """To the next step, to the predictor, or to the job's end, which is False. Raises `BadRequest`."""
         advance, request = self._deps.advance, _fitting(outcome.request)
         if isinstance(outcome, Continue):
             if job.is_validating:
                 request = None  # no predictor is asked any more
-            await advance.go_on(
+            status = await advance.go_on(
                 job, run, StepStatus.COMPLETED, detail, request, result=outcome.result
             )
-            return
+            return _goes_on(job, run, status)
         request = request or job.to_run
         if outcome.model is not None:
             request = replace(request, body={**request.body, "model": outcome.model})
-        await advance.again(job, run, detail, request)
+        return await advance.again(job, run, detail, request) is AdvanceStatus.OK
 
-    async def _until_stored(self, store: Callable[[], Awaitable[None]]) -> None:
+    async def _until_stored(self, store: Callable[[], Awaitable[bool]]) -> bool:
         """Store the outcome, again while the store is away: the handler's work may have been expensive. Whether an
         earlier try was stored, the script knows.
         """
@@ -297,20 +303,27 @@ class Runner:
                     raise
             await asyncio.sleep(_PAUSE_S)
 
-    async def _set_aside(self, run: StepRun, error: NotInstalled) -> None:
+    async def _set_aside(self, run: StepRun, error: NotInstalled) -> bool:
         """The job fails with what is missing: it is not waited for, since nothing but an operator brings it."""
         reason = JobError(code=error.code, message=f"step {run.step}: {error.message}")
         detail = {"reason": error.code}
 
-        async def store() -> None:
+        async def store() -> bool:
             await self._deps.advance.set_aside(run, detail, reason)
+            return False
 
-        await self._until_stored(store)
+        return await self._until_stored(store)
 
     async def _give_up(self, run: StepRun) -> None:
         """The step waits again. With the store unavailable it stays in progress, and its next run is alone."""
         with suppress(Unavailable):
             await self._deps.store.give_up_run(run)
+
+
+def _goes_on(job: Job, run: StepRun, status: AdvanceStatus) -> bool:
+    """False for a job that has ended: with the last of the steps that judged its answer, or some other way."""
+    is_last = job.is_validating and job.plan is not None and not job.plan.next_after(run.step)
+    return status is AdvanceStatus.OK and not is_last
 
 
 def _check_place(job: Job, planned: PlannedStep, outcome: StepOutcome) -> None:

@@ -348,3 +348,27 @@ async def test_a_late_dead_letter_of_a_step_leaves_a_job_that_went_on_alone(redi
 
         job = await job_of(store, made.id)
         assert (job.state, job.step) == (JobState.QUEUED, "away")
+
+
+async def test_a_step_costs_three_commands_and_a_result_is_read_only_of_a_job_that_may_have_ended(
+    redis: Redis, tmp_path: Path
+) -> None:
+    """The run begins and is read in one round trip, and its outcome is stored in another."""
+    store, broker = RedisStepStore(redis), Subscriber(answers=[says(202)])
+    async with broker.serving(), serving(redis, broker, tmp_path) as (client, _):
+        job, _ = await store.submit(planned())
+        event = request_event(job)
+        warm, _ = await store.submit(planned("2"))
+        await post(client, request_event(warm))  # connections, and the scripts
+        await redis.config_resetstat()
+
+        first = await post(client, event)
+
+        counted = await redis.info("commandstats")
+        told = {
+            name: counted[f"cmdstat_{name}"]["calls"]
+            for name in ("evalsha", "hgetall")
+            if f"cmdstat_{name}" in counted
+        }
+        assert (first.status_code, first.content) == (200, b"")
+        assert told == {"evalsha": 2, "hgetall": 1}
