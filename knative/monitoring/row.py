@@ -260,6 +260,13 @@ ROWS: Final[tuple[Row, ...]] = (
                 "Idle time, cold starts and wasted work included.",
             ),
             Panel(
+                "What jobs cost an hour, by what was paid for",
+                MONEY,
+                (("3600 * sum by (kind) (rate(torpor_cost_total[15m]))", "{{kind}}"),),
+                "Of ended jobs: answers, and what was spent beside them: second calls, answers that broke off, or "
+                "were made again.",
+            ),
+            Panel(
                 "Wasted share of busy time",
                 "percentunit",
                 ((query.wasted_share(), "wasted"),),
