@@ -134,7 +134,18 @@ async def rows(cluster: Cluster, namespace: str) -> list[Row]:
     lists = await asyncio.gather(
         *(_listed(cluster, v, k, namespace, labelSelector=OURS) for v, k in kinds)
     )
-    return [await _row(cluster, resource) for found in lists for resource in found]
+    shown = (each for found in lists for each in found if not _is_asleep_revision(each))
+    return [await _row(cluster, resource) for resource in shown]
+
+
+def _is_asleep_revision(resource: Resource) -> bool:
+    """Knative keeps the Deployments of old revisions, at zero; the InferenceService is shown for all of them."""
+    labels = resource["metadata"].get("labels") or {}
+    return (
+        resource["kind"] == "Deployment"
+        and knative_service.OF_REVISION in labels
+        and (resource.get("spec") or {}).get("replicas") == 0
+    )
 
 
 async def _row(cluster: Cluster, resource: Resource) -> Row:

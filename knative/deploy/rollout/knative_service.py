@@ -22,7 +22,7 @@ from knative.deploy.rollout.client import Cluster, Ref
 API_VERSION = "serving.knative.dev/v1"
 HASH = "torpor.dev/revision"
 _OF_SERVICE = "serving.knative.dev/service"
-_OF_REVISION = "serving.knative.dev/revision"
+OF_REVISION = "serving.knative.dev/revision"
 
 
 def with_hashes(resources: Sequence[Resource]) -> list[Resource]:
@@ -112,7 +112,7 @@ def _is_ready(revision: Resource) -> bool:
 
 
 def _revision_of(deployment: Resource) -> str | None:
-    return (deployment["metadata"].get("labels") or {}).get(_OF_REVISION)
+    return (deployment["metadata"].get("labels") or {}).get(OF_REVISION)
 
 
 def _came_up(deployment: Resource) -> bool:

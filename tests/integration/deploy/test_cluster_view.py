@@ -36,6 +36,32 @@ async def test_status_shows_readiness_and_reasons(cluster: Cluster, server: ApiS
     assert "no node has a free GPU" in row.stuck[0]
 
 
+async def test_deployments_of_revisions_that_sleep_are_not_shown(
+    cluster: Cluster, server: ApiServer
+) -> None:
+    ours = {"app.kubernetes.io/part-of": "torpor"}
+    for number, replicas in ((1, 0), (2, 0), (3, 1)):
+        revision = f"thinker-predictor-0000{number}"
+        server.put(
+            {
+                "apiVersion": "apps/v1",
+                "kind": "Deployment",
+                "metadata": {
+                    "name": f"{revision}-deployment",
+                    "namespace": "torpor",
+                    "labels": {**ours, "serving.knative.dev/revision": revision},
+                },
+                "spec": {"replicas": replicas},
+            }
+        )
+    await cluster.apply(deployment())
+
+    found = await cluster_view.rows(cluster, "torpor")
+
+    names = {row.ref.name for row in found}
+    assert names == {"thinker-predictor-00003-deployment", "torpor-api"}
+
+
 async def test_a_model_shows_neither_the_warnings_of_its_canary_nor_those_of_its_scaler(
     cluster: Cluster, server: ApiServer
 ) -> None:
