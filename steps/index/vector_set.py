@@ -45,6 +45,7 @@ _EXPLORED: Final = 500
 """Candidates that the graph keeps in view while it is searched."""
 _AT_ONCE: Final = 16
 """Chunks of one script, a millisecond or two each: nothing else runs meanwhile."""
+_MOST_MEMBERS: Final = 2**31 - 1
 _SHARE: Final = 1 / 3
 """Of the weight of a query's words: what a passage must hold to be ranked by words beside vectors."""
 _WORD: Final = re.compile(r"\w+")
@@ -64,8 +65,9 @@ class VectorSetIndex:
         await self._redis.aclose()
 
     async def create(self, tenant: str, name: str, *, dim: int, model_revision: str) -> None:
-        head = keys.vector_set(tenant, name)
+        head, vectors = _names(tenant, name)
         async with _failures_named():
+            await send(self._redis, [("VCARD", vectors)])  # a server that cannot is named here
             found = await run(self._redis, "index_create", [head], [model_revision, dim])
         _check(found[0].decode(), int(found[1]), model_revision, dim)
 
@@ -130,14 +132,14 @@ class VectorSetIndex:
         return (await self.stats(tenant, name)).version
 
     async def stats(self, tenant: str, name: str) -> IndexStats:
-        head, vectors = _names(tenant, name)
-        commands = [("HMGET", head, "dim", "revision", "version"), ("VCARD", vectors)]
+        head = keys.vector_set(tenant, name)
+        commands = [("HMGET", head, "dim", "revision", "version", "chunks")]
         async with _failures_named():
-            (dim, revision, version), count = await send(self._redis, commands)
+            ((dim, revision, version, chunks),) = await send(self._redis, commands)
         if revision is None:
             return IndexStats()
         return IndexStats(
-            chunks=int(count or 0),
+            chunks=int(chunks or 0),
             dim=int(dim),
             model_revision=revision.decode(),
             version=int(version),
@@ -164,7 +166,8 @@ class VectorSetIndex:
     ) -> dict[str, float]:
         data = normalised(vector).tobytes()
         key = keys.vector_set(tenant, name, "vectors")
-        every: Command = ("VSIM", key, "FP32", data, "WITHSCORES", "COUNT", most, *how)
+        # In the server's one thread: before Redis 8.10.1 a deletion beside a search in another thread may crash it.
+        every: Command = ("VSIM", key, "FP32", data, "WITHSCORES", "COUNT", most, *how, "NOTHREAD")
         commands = [every]
         if wanted is not None:
             commands = [(*every, "FILTER", each) for each in expressions(wanted)]
@@ -239,14 +242,18 @@ class VectorSetIndex:
         return list(found)
 
     async def _drop(self, tenant: str, name: str) -> int:
-        """Delete the index; gives how many chunks it had."""
-        count = 0
+        """Delete the index; gives how many chunks it had. Its vectors go together, in the last script."""
+        vectors = keys.vector_set(tenant, name, "vectors")
+        count = idle = 0
         while True:
-            command = ("VRANDMEMBER", keys.vector_set(tenant, name, "vectors"), _AT_ONCE)
             async with _failures_named():
-                (ids,) = await send(self._redis, [command])
-            count += await self._delete(tenant, name, [id_.decode() for id_ in ids or ()], "all")
-            if len(ids or ()) < _AT_ONCE:
+                (known,) = await send(self._redis, [("VRANDMEMBER", vectors, _MOST_MEMBERS)])
+            batches = _batches([id_.decode() for id_ in known or ()])
+            deleted = sum([await self._delete(tenant, name, some, "drop") for some in batches])
+            count, idle = count + deleted, 0 if deleted else idle + 1
+            # A put came between, or the server has evicted chunks, which are counted still.
+            await self._delete(tenant, name, (), "end" if idle < 2 else "force")
+            if not (await self.stats(tenant, name)).model_revision:
                 return count
 
     async def _delete(self, tenant: str, name: str, ids: Sequence[str], extent: str) -> int:

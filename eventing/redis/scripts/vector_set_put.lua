@@ -24,6 +24,7 @@ local changed = false
 for i = 5, #ARGV, 6 do
   local id, chunk = ARGV[i], chunk_prefix .. ARGV[i]
   if ARGV[i + 1] ~= '' then
+    if redis.call('EXISTS', chunk) == 0 then redis.call('HINCRBY', head, 'chunks', 1) end
     forget_words(head, chunk, word_prefix, id)
     redis.call('HSET', chunk, 'text', ARGV[i + 2], 'attributes', ARGV[i + 3], 'words', ARGV[i + 5])
     redis.call('VADD', vectors, 'FP32', ARGV[i + 1], id, 'NOQUANT', 'SETATTR', ARGV[i + 4])

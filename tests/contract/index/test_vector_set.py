@@ -64,6 +64,28 @@ async def test_any_filter_finds_what_the_pure_one_lets_pass(
     assert await sets.delete("acme", "docs", where=wanted) == len(passing)
 
 
+async def test_a_deleted_index_of_many_chunks_leaves_no_key(
+    vector_sets: Redis, sets: VectorSetIndex
+) -> None:
+    await filled(sets, *(chunk(f"{n:03}", n % DIM, f"lease {n}") for n in range(150)))
+    await filled(sets, chunk("other", 0), name="other")
+
+    assert await sets.delete("acme", "docs") == 150
+    assert all(b":other}" in key for key in await vector_sets.keys("*"))
+    assert await sets.delete("acme", "docs") == 0
+
+
+async def test_an_index_of_which_the_server_evicted_chunks_can_be_deleted(
+    vector_sets: Redis, sets: VectorSetIndex
+) -> None:
+    await filled(sets, *(chunk(f"{n}", n) for n in range(4)))
+    await vector_sets.delete("torpor:{vset:acme:docs}:chunk:1")
+
+    assert len(await search(sets, Query(vector=unit(1)))) == 3
+    assert await sets.delete("acme", "docs") == 3
+    assert await vector_sets.keys("torpor:{vset:acme:docs}") == []
+
+
 async def test_a_filter_of_very_many_alternatives_is_refused(sets: VectorSetIndex) -> None:
     await filled(sets, chunk("a", 0))
     either = [
@@ -86,7 +108,8 @@ async def test_deleted_chunks_leave_neither_vector_nor_word(
     assert await sets.delete("acme", "docs", where=Comparison("odd", "eq", 1)) == 20
     assert await sets.delete("acme", "docs", ids=[f"{n:02}" for n in range(0, 40, 2)]) == 20
     assert await vector_sets.keys("*") == [b"torpor:{vset:acme:docs}"]
-    assert await vector_sets.hget("torpor:{vset:acme:docs}", "length") == b"0"
+    counts = await vector_sets.hmget("torpor:{vset:acme:docs}", "length", "chunks")
+    assert counts == [b"0", b"0"]
     assert await sets.delete("acme", "docs") == 0
     assert await vector_sets.keys("*") == []
 
@@ -141,7 +164,7 @@ async def test_a_rare_word_and_a_short_passage_weigh_more(sets: VectorSetIndex) 
 async def test_a_server_without_vector_sets_is_named(redis_url: str) -> None:
     async with aclosing(VectorSetIndex(redis_url)) as index:
         with pytest.raises(NotInstalled, match="TORPOR_INDEX_URL has no vector sets"):
-            await index.stats("acme", "docs")
+            await index.create("acme", "docs", dim=DIM, model_revision=REVISION)
 
 
 async def test_a_server_that_is_away_is_unavailable() -> None:
