@@ -161,7 +161,7 @@ def make_parts(
     )
     webhook_service = _webhooks(settings, redis)
     notices = BudgetNotices(route, webhook_service.notify, clock, settings.currency)
-    budgets = JobBudgets(settings, Budgets(redis), notices)
+    budgets = JobBudgets(settings, Budgets(redis, settings.price), notices)
     gate = LimitGate(settings, redis, store, clock, budgets)
     live = LiveDeps(
         store=store,
@@ -346,7 +346,7 @@ def _tenant_routers(parts: Parts) -> list[APIRouter]:
     usage_deps = organization.OrganizationDeps(
         records=UsageRecords(parts.redis),
         currency=settings.currency,
-        gpus_per_replica=settings.gpus_per_replica,
+        price=settings.price,
     )
     in_redis = RedisKeys(parts.redis) if settings.keys_source == IN_REDIS else None
     return [

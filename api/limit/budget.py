@@ -15,7 +15,7 @@ from eventing.job.job import JobId
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
 from eventing.redis.script import Argument, run
-from eventing.telemetry.cost import MICRO
+from eventing.telemetry.cost import MICRO, UNPRICED, Price
 
 _TELLING_MS: Final = 10_000
 """How long a process that tells has the word to itself; less than the time after which an end is told again."""
@@ -68,8 +68,10 @@ class PassedBudget:
 class Budgets:
     """The accounts; every method raises `StoreUnavailable`. The client belongs to the caller."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, gpu_price: Price = UNPRICED) -> None:
+        """`gpu_price` is that of GPU time which is charged after its job has ended."""
         self._redis = redis
+        self._price = repr(gpu_price.of(0.001) * MICRO)
 
     async def take(
         self, accounts: Sequence[Account], job_id: JobId, cost: float
@@ -78,6 +80,7 @@ class Budgets:
         args: list[Argument] = [
             job_id,
             _micro(cost),
+            self._price,
             *(_micro(amount) for each in accounts for amount in (each.per_month, each.soft)),
         ]
         async with failures_named():
@@ -97,7 +100,7 @@ class Budgets:
         """The job has ended, and cost so much. Only the first call counts. Gives the accounts whose owners are to be
         told that their soft budget is passed; to this caller alone, for some seconds.
         """
-        args: list[Argument] = [job_id, _micro(cost), _TELLING_MS]
+        args: list[Argument] = [job_id, _micro(cost), _TELLING_MS, self._price]
         async with failures_named():
             month, *rows = await run(
                 self._redis, "budget_settle", [each.key for each in accounts], args
@@ -121,7 +124,7 @@ class Budgets:
         """The month, the seconds until the next one, and what is spent and held."""
         async with failures_named():
             month, left_ms, *amounts = await run(
-                self._redis, "budget_look", [each.key for each in accounts], []
+                self._redis, "budget_look", [each.key for each in accounts], [self._price]
             )
         uses = [
             BudgetUse(account=each, spent=amounts[2 * i] / MICRO, held=amounts[2 * i + 1] / MICRO)

@@ -23,7 +23,7 @@ from api.routes.jobs import json_response
 from api.routes.route import Call, Routes
 from eventing.errors import BadRequest
 from eventing.job.job import RUNNABLE_URLS, JobState
-from eventing.telemetry.cost import ANSWER, KINDS, MICRO
+from eventing.telemetry.cost import ANSWER, KINDS, MICRO, Price
 from eventing.telemetry.usage import DAY_S, UsageRecords, UsageRow
 
 _MOST_DAYS: Final = 31
@@ -41,7 +41,7 @@ class OrganizationDeps:
 
     records: UsageRecords
     currency: str
-    gpus_per_replica: int
+    price: Price
 
 
 class GroupBy(StrEnum):
@@ -358,9 +358,15 @@ def _usage(deps: OrganizationDeps, rows: Sequence[UsageRow], kind: str) -> dict[
             kind: {"tokens": total(f"{kind}_tokens"), "cost": total(f"{kind}_cost") / MICRO}
             for kind in KINDS[1:]
         },
-        "gpu_seconds": round(total("gpu_ms") * deps.gpus_per_replica / 1000, 3),
-        "cost": total("cost") / MICRO,
+        "gpu_seconds": round(total("gpu_ms") * deps.price.gpus / 1000, 3),
+        "cost": _cost(deps, rows) / MICRO,
     }
+
+
+def _cost(deps: OrganizationDeps, rows: Sequence[UsageRow]) -> int:
+    """In millionths; GPU time that was charged after its job's end at today's price."""
+    total = _sums(rows)
+    return total("cost") + round(deps.price.of(total("late_gpu_ms") / 1000) * MICRO)
 
 
 def _saved_cost(rows: Sequence[UsageRow]) -> float | None:
@@ -382,10 +388,11 @@ def _costs(
 ) -> list[dict[str, Any]]:
     """One result, or one for each line item that there is."""
     total = _sums(rows)
-    amounts: dict[str | None, int] = {None: total("cost")}
+    cost = _cost(deps, rows)
+    amounts: dict[str | None, int] = {None: cost}
     if CostGroupBy.LINE_ITEM in groups:
         beside = {kind: total(f"{kind}_cost") for kind in KINDS[1:]}
-        amounts = {ANSWER: total("cost") - sum(beside.values())}
+        amounts = {ANSWER: cost - sum(beside.values())}
         amounts.update(beside)
     return [
         {

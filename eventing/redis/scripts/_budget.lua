@@ -33,6 +33,14 @@ local function spent_in(key, month)
   return 0
 end
 
+-- Spend the GPU time that was charged after its jobs had ended; `price` is that of a millisecond.
+local function spend_late(key, price)
+  local late = redis.call('HGET', key, 'late_gpu_ms')
+  if not late then return end
+  redis.call('HDEL', key, 'late_gpu_ms')
+  redis.call('HINCRBY', key, 'spent', string.format('%.0f', late * price))
+end
+
 -- What jobs that have not ended may cost. A hold whose job was never recorded is given up after a minute, and one whose job ended long ago
 -- after an hour: a repeat that came too late took it.
 local function held_in(key, now)

@@ -1,11 +1,14 @@
 -- What is spent and held of budgets this month.
 -- USES _lib _budget
 -- KEYS  1.. accounts
+-- ARGV  1 price of a millisecond of GPU time
 -- gives {the month, ms until the next one, for each account: spent, held}
 local now = now_ms()
 local month, next_day = month_of(math.floor(now / 86400000))
 local found = {}
 for _, key in ipairs(KEYS) do
+  spent_in(key, month)
+  spend_late(key, tonumber(ARGV[1]))
   local of = redis.call('HMGET', key, 'month', 'spent')
   found[#found + 1] = of[1] and of[1] >= month and tonumber(of[2]) or 0
   found[#found + 1] = held_in(key, now)

@@ -2,7 +2,7 @@
 -- it was not told yet, and no process is telling it.
 -- USES _lib _budget
 -- KEYS  1.. accounts
--- ARGV  1 job id, 2 what it cost, 3 ms for which the caller may tell
+-- ARGV  1 job id, 2 what it cost, 3 ms for which the caller may tell, 4 price of a millisecond of GPU time
 -- gives {the month, for each account: {1 to tell it or 0, spent, budget, soft budget}}
 local now = now_ms()
 local month = month_of(math.floor(now / 86400000))
@@ -11,6 +11,7 @@ for i, key in ipairs(KEYS) do
   if redis.call('HDEL', key, 'hold:' .. ARGV[1]) == 1 then
     spent_in(key, month)
     redis.call('HINCRBY', key, 'spent', ARGV[2])
+    spend_late(key, tonumber(ARGV[4]))
   end
   local held = redis.call('HMGET', key, 'month', 'spent', 'budget', 'soft', 'told')
   local spent, soft = held[1] == month and tonumber(held[2]) or 0, tonumber(held[4] or 0)

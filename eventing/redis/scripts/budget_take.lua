@@ -2,13 +2,15 @@
 -- and this job are over it, or when nothing is left of it.
 -- USES _lib _budget
 -- KEYS  1.. accounts
--- ARGV  1 job id, 2 amount, then for each account the budget (0 for none) and the soft one
+-- ARGV  1 job id, 2 amount, 3 price of a millisecond of GPU time, then for each account the budget (0 for none) and the soft one
 -- gives {number of the account that refuses or 0, ms until the next month, for each account: spent, held}
 local now = now_ms()
 local month, next_day = month_of(math.floor(now / 86400000))
 local refusing, amount, found = 0, tonumber(ARGV[2]), {}
 for i, key in ipairs(KEYS) do
-  local budget, spent = tonumber(ARGV[1 + 2 * i]), spent_in(key, month)
+  spent_in(key, month)
+  spend_late(key, tonumber(ARGV[3]))
+  local budget, spent = tonumber(ARGV[2 + 2 * i]), spent_in(key, month)
   local held = held_in(key, now)
   found[#found + 1], found[#found + 2] = spent, held
   local is_over = budget > 0 and (spent + held + amount > budget or spent + held >= budget)
@@ -16,7 +18,7 @@ for i, key in ipairs(KEYS) do
 end
 if refusing == 0 then
   for i, key in ipairs(KEYS) do
-    redis.call('HSET', key, 'budget', ARGV[1 + 2 * i], 'soft', ARGV[2 + 2 * i])
+    redis.call('HSET', key, 'budget', ARGV[2 + 2 * i], 'soft', ARGV[3 + 2 * i])
     if redis.call('HSETNX', key, 'hold:' .. ARGV[1], string.format('%d %d', amount, now)) == 1 then found[2 * i] = found[2 * i] + amount end
   end
 end

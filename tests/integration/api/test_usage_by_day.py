@@ -303,7 +303,13 @@ async def test_gpu_time_that_is_charged_after_a_cancel_is_counted(
     (used,) = await results(priced, headers)
 
     assert used["ended"]["cancelled"] == 1
-    assert used["gpu_seconds"] == 1.5
+    assert (used["gpu_seconds"], used["cost"]) == (1.5, 1.5)
+    (cost,) = await results(priced, headers, COSTS)
+    assert cost["amount"]["value"] == 1.5
+    budgets = (await priced.client.get("/v1/tenant", headers=headers)).json()["budgets"]
+    assert budgets[0]["spent"] == 1.5
+    await priced.client.post("/v1/jobs", json=chat_line(), headers=headers)
+    assert int(await redis.hget(keys.budget("tenant", "acme"), "spent") or 0) == 1_500_000
 
 
 async def typed(*words: str, **env: str) -> str:
