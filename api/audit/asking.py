@@ -9,7 +9,7 @@ from typing import Final
 
 from api.audit.audits import NAME, VERSION, passages_given
 from api.audit.critic import answer_of, critic_request, question_of
-from eventing.job.job import Job, Lane
+from eventing.job.job import API_SOURCE, Job, Lane
 from eventing.job.moderation.claim import Claim
 from eventing.job.plan import PlannedStep
 from eventing.job.store import NewJob
@@ -47,7 +47,7 @@ def critic_job(critic: Critic, name: str, claim: Claim, now_ms: int) -> NewJob:
     return NewJob(
         id=job_id,
         request=critic_request(critic.name, claim, mark, critic.max_tokens),
-        source=AUDIT_TENANT,
+        source=API_SOURCE,  # so that its event is known for that of this job
         event_id=job_id,
         tenant=AUDIT_TENANT,
         lane=Lane.BATCH,

@@ -16,9 +16,11 @@ from api.audit.critic import (
     verdict_of,
 )
 from api.audit.golden import load_golden
+from eventing.cloudevent.job_event import job_id_of, request_event
 from eventing.errors import BadRequest
 from eventing.job.job import Lane
 from eventing.job.moderation.claim import Claim
+from eventing.store.job_record import fresh
 from eventing.telemetry.audit import AUDIT_TENANT, AuditRule
 
 JUDGE = Critic(name="judge", version="v", max_tokens=512, claim_tokens=1500)
@@ -71,6 +73,12 @@ def test_the_same_answer_always_gives_the_same_job() -> None:
     assert first == again
     assert (first.tenant, first.lane) == (AUDIT_TENANT, Lane.BATCH)
     assert critic_job(JUDGE, "job_2", CLAIM, 7).id != first.id
+
+
+def test_the_event_of_a_critics_job_is_known_for_that_of_the_job() -> None:
+    new = critic_job(JUDGE, "job_1", CLAIM, 7)
+
+    assert job_id_of(request_event(fresh(new, 7))) == new.id
 
 
 def test_an_answer_without_passages_is_searched_for_in_its_tenants_vector_stores() -> None:
