@@ -4,7 +4,8 @@
 
 `torpor up` with two models of the test engine, awake, and the steps process awake; one client, one job of one token
 after the other, the models in turn, so that both see the same minute of the machine. From submit to end, by the
-store's times, which have no client in them.
+store's times, which have no client in them. Then some jobs of each model alone, to count the calls that they make to
+the store: those do not hang on the machine.
 """
 
 import argparse
@@ -18,13 +19,16 @@ from typing import Any, Final
 
 import aiohttp
 
+from eventing.redis.connection import connect
+
 STEPS: Final = ("no-op", "no-op-2", "no-op-3", "no-op-4", "no-op-5")
 MODELS: Final = ("plain", "stepped")
 _WARM_JOBS: Final = 20
+_COUNTED_JOBS: Final = 20
 
 
-async def measured(jobs: int) -> dict[str, list[float]]:
-    """Milliseconds from submit to end of each job, by model."""
+async def measured(jobs: int) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Milliseconds from submit to end of each job, by model, and calls to the store a job."""
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder)
         (data / "pipelines.yaml").write_text(json.dumps({"stepped": {"steps": STEPS}}))
@@ -45,10 +49,26 @@ async def measured(jobs: int) -> dict[str, list[float]]:
                 for _ in range(jobs):
                     for model in MODELS:
                         found[model].append(await _one(http, model))
-                return found
+                return found, await _calls(http, data / "data" / "addresses.json")
         finally:
             stack.terminate()
             await stack.wait()
+
+
+async def _calls(http: aiohttp.ClientSession, addresses: Path) -> dict[str, float]:
+    """Calls of clients to the store a job, by model: each script is one, whatever it calls."""
+    store, found = connect(json.loads(addresses.read_text())["redis"]), {}
+    async with store.monitor() as monitor:
+        for model in MODELS:
+            for _ in range(_COUNTED_JOBS):
+                await _one(http, model)
+            await store.echo(model)
+            count = 0
+            while (seen := await monitor.next_command())["command"] != f"ECHO {model}":
+                count += seen["client_type"] != "lua"
+            found[model] = count / _COUNTED_JOBS
+    await store.aclose()
+    return found
 
 
 async def _address(path: Path) -> str:
@@ -73,7 +93,7 @@ def main() -> None:
     """Print p50 and p99 of both, and what a step costs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=400)
-    found = asyncio.run(measured(parser.parse_args().jobs))
+    found, calls = asyncio.run(measured(parser.parse_args().jobs))
     shown = {}
     for model, times in found.items():
         cuts = statistics.quantiles(times, n=100)
@@ -81,6 +101,8 @@ def main() -> None:
         print(f"{model:8} n={len(times)} p50 {cuts[49]:.1f} ms, p99 {cuts[98]:.1f} ms")
     added = shown["stepped"] - shown["plain"]
     print(f"{len(STEPS)} steps add {added:.1f} ms (p50), {added / len(STEPS):.1f} ms each")
+    more = calls["stepped"] - calls["plain"]
+    print(f"calls to the store a job: {calls}; {more / len(STEPS):.1f} more a step")
 
 
 if __name__ == "__main__":
