@@ -106,8 +106,8 @@ class PredictorSettings(StoreSettings):
     it showed anything: `[{"url": "https://HOST/v1", "model": "NAME", "key_file": "PATH"}]`.
     """
     upstream_hedges: bool = False
-    """Ask the next endpoint as well when the first token is late (the 95th percentile, or twice the median), for at
-    most a twentieth of the calls; the first to show something answers.
+    """Ask the next endpoint as well when the first token is later than nearly all usual ones, for at most 6 % of the
+    calls that are answered; the first to show something answers.
     """
     upstream_tenants: tuple[str, ...] = ()
     """Tenants whose data may leave the cluster to the provider, a JSON list; `["*"]` for all, also for direct

@@ -357,7 +357,7 @@ async def test_a_call_that_is_not_late_has_spent_nothing_beside_its_answer(redis
     assert "extra_usage" not in answer
 
 
-async def test_second_calls_are_a_twentieth_of_the_answers_at_most(redis_url: str) -> None:
+async def test_second_calls_are_a_few_of_a_hundred_answers_at_most(redis_url: str) -> None:
     async with (
         two_providers() as (first, second),
         engine_at(first.url, second.url, redis_url=redis_url, hedges=True) as engine,

@@ -8,7 +8,7 @@
 --       13 window_ms, 14 requests a window to begin with, 15 open_ms with its jitter, 16 slot_ms: a sixth of what the breaker looks at,
 --       17 ms to the first token ('' for none)
 -- gives the breaker's state
-local HEDGED, HEDGES, SAMPLES = 0.05, 10, 100
+local HEDGED, HEDGES, SAMPLES, USUAL = 0.06, 10, 100, 0.99
 local AT_LEAST, HALF, MOST, IN_A_ROW, TO_CLOSE, KEPT = 10, 0.5, 0.8, 5, 3, 200
 local FAILURES, MANY = 10, 20 -- in a row, of any kind
 local p = read_provider(KEYS[1])
@@ -41,7 +41,8 @@ end
 if p.told == 0 and how == 'ok' then p.limit_r = p.limit_r + 0.05 * ARGV[14] / p.limit_r end
 if p.told == 0 and how == 'limited' and now - p.cut_at > window / 10 then p.limit_r, p.cut_at = math.max(p.limit_r * 0.7, 1), now end
 
--- Times to a first token: what is later than the 95th percentile, or twice the median, is late. Answers earn a budget of second calls.
+-- Times to a first token: later than twice the median is no usual time, and later than nearly all usual ones is late (docs/adr/0351). Answers
+-- earn a budget of second calls.
 if ARGV[17] ~= '' then
   redis.call('LPUSH', KEYS[3], ARGV[17])
   redis.call('LTRIM', KEYS[3], 0, KEPT - 1)
@@ -49,7 +50,11 @@ if ARGV[17] ~= '' then
   p.firsts = p.firsts + 1
   if p.firsts >= SAMPLES and p.firsts % 20 == 0 then
     local times = sorted(KEYS[3])
-    p.hedge_after = math.min(times[math.ceil(0.95 * #times)], 2 * times[math.ceil(0.5 * #times)])
+    local twice, usual = 2 * times[math.ceil(0.5 * #times)], 0
+    for i, each in ipairs(times) do
+      if each <= twice then usual = i end
+    end
+    p.hedge_after = times[math.ceil(USUAL * usual)]
   end
 end
 if how == 'ok' then

@@ -52,6 +52,8 @@ _PLACEHOLDER: Final = (0,)
 """Stands for the tokens of a chunk: a provider does not give their ids."""
 _SHOWN: Final = ("content", "reasoning", "reasoning_content", "tool_calls", "text")
 ALL_TENANTS: Final = "*"
+CUT_AS_LATE: Final = 4
+"""How many times as late as a late one a call counts that was cut for that: beyond twice the median in any case."""
 _log = structlog.get_logger()
 
 
@@ -270,13 +272,14 @@ class _Call:
             self._settle(self._with_lateness(self._report))
 
     def _with_lateness(self, report: Report) -> Report:
-        """A call that was cut because it was late took at least this long: without it the late ones would be missing
-        among those that say what is late.
+        """A call that was cut because it was late would have taken longer than that: without it the late ones would
+        be missing among those that say what is late, and with the moment of its cut it would look nearly usual.
         """
         passed_s = asyncio.get_running_loop().time() - self._started_s
         is_late = 0 < self.right.late_after_s <= passed_s
         if report.result is CallResult.CUT and report.first_token_s is None and is_late:
-            return replace(report, first_token_s=passed_s)
+            longer_s = max(passed_s, CUT_AS_LATE * self.right.late_after_s)
+            return replace(report, first_token_s=longer_s)
         return report
 
     async def _steps(self, request: EngineRequest) -> AsyncIterator[DecodeStep]:
