@@ -3,6 +3,7 @@ and for `bench/provider_limits.py`.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from predictor.engine.upstream.rate_headers import RateLimits
@@ -20,10 +21,12 @@ class LimitedProvider:
     taken: float = 0.0
     calls: int = 0
     refused: int = 0
-    _at: float = field(default_factory=time.monotonic)
+    clock: Callable[[], float] = time.monotonic
+    _at: float = field(init=False)
 
     def __post_init__(self) -> None:
         self.level = self.tokens_per_window
+        self._at = self.clock()
 
     def call(self, tokens: int) -> bool:
         """True when it is taken, False for a 429."""
@@ -55,7 +58,7 @@ class LimitedProvider:
         self.level = min(self.level, tokens_per_window)
 
     def _leak(self) -> None:
-        now = time.monotonic()
+        now = self.clock()
         gained = self.tokens_per_window * (now - self._at) / self.window_s
         self.allowed += gained
         self.level = min(self.level + gained, self.tokens_per_window)

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from itertools import count, pairwise
+from statistics import median
 
 import pytest
 from redis.asyncio import Redis
@@ -22,6 +23,8 @@ from predictor.engine.upstream.provider import (
     Reservation,
     SharedProvider,
 )
+from predictor.engine.upstream.rate_headers import RateLimits
+from tests.integration.limited_provider import LimitedProvider
 from tests.integration.simulated_clock import SimulatedClock, simulated_scripts
 
 __all__ = ["simulated_scripts"]
@@ -141,3 +144,66 @@ async def test_at_about_half_of_errors_it_changes_at_most_once_a_minute_and_prob
     gaps = [later - sooner for sooner, later in pairwise(seen.changes_s)]
     assert all(gap >= 60 for gap in gaps), gaps
     assert seen.most_probes <= 1
+
+
+async def test_a_token_limit_that_halves_and_doubles_is_used_and_hardly_ever_refused(
+    fleet: Fleet,
+) -> None:
+    """Ten minutes of a backlog at eight workers; the limit is told by headers only. `bench.provider_limits` shows
+    beside it what a static limit and a cooldown would have got.
+    """
+    limit, until_s = 120_000, 600.0
+    provider = LimitedProvider(tokens_per_window=limit, clock=lambda: fleet.clock.now_s)
+    waits_s: dict[str, list[float]] = {"interactive": [], "batch": []}
+    for change_s in range(60, 600, 60):
+        fleet.at(change_s, limit // 2 if change_s % 120 else limit)
+    for number in range(WORKERS * 4):
+        fleet.at(number / 100, Waiting("interactive" if number % 4 == 0 else "batch", 0.0))
+    while (event := await fleet.next()) is not None:
+        now_s = fleet.clock.now_s
+        if isinstance(event, int):
+            provider.change(event)
+        elif isinstance(event, Waiting):
+            since_s = event.since_s or now_s
+            tokens = fleet.draw.randrange(200, 2000)
+            right = await fleet.worker().reserve(tokens, 0, event.lane)
+            if isinstance(right, Denied):
+                fleet.at(now_s + max(right.wait_s, 0.01), Waiting(event.lane, since_s))
+                continue
+            waits_s[event.lane].append(now_s - since_s)
+            is_taken = provider.call(tokens)
+            said = provider.limits()
+            fleet.at(
+                now_s + fleet.draw.uniform(0.2, 2.0),
+                Sent(right, tokens, is_taken, said, event.lane),
+            )
+        elif isinstance(event, Sent):
+            result = CallResult.OK if event.is_taken else CallResult.LIMITED
+            taken = event.tokens if event.is_taken else 0
+            report = Report(result=result, limits=event.limits, taken_tokens=taken)
+            await fleet.worker().settle(event.right, report)
+            if now_s < until_s:
+                fleet.at(now_s, Waiting(event.lane, 0.0))
+
+    assert provider.refused <= 0.005 * provider.calls
+    assert provider.taken >= 0.95 * (limit + provider.allowed)  # it begins with a full bucket
+    assert median(waits_s["interactive"]) < median(waits_s["batch"])
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A call that waits for its turn."""
+
+    lane: str
+    since_s: float
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A call at the provider, and what its answer will say."""
+
+    right: Reservation
+    tokens: int
+    is_taken: bool
+    limits: RateLimits
+    lane: str
