@@ -31,13 +31,14 @@ def claim_of(job: Job) -> Claim:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Critic:
     """A critic as it is now. `max_tokens` limits its answer, `claim_tokens` is what is left of its context for what it
-    judges.
+    judges; `revision` names its weights, and is empty before it was ever ready.
     """
 
     name: str
     version: str
     max_tokens: int
     claim_tokens: int
+    revision: str = ""
 
 
 def critic_job(critic: Critic, name: str, claim: Claim, now_ms: int) -> NewJob:

@@ -82,12 +82,15 @@ class AuditRound:
         waiting = await audits.waiting(name)
         if not waiting:
             return 0
-        if waiting < self._deps.least_waiting and not await self._deps.is_awake(name):
+        is_awake = await self._deps.is_awake(name)
+        if waiting < self._deps.least_waiting and not is_awake:
             return 0
         measured = await self._measured(critic)
         if measured is not None and not measured.is_fit:
             return 0
         most = await self._most_in_flight(name)
+        if not is_awake and not critic.revision:
+            most = min(most, 1)  # it is woken, and then says which weights it has: another version
         taken = await audits.take(name, most, golden_only=measured is None)
         for each in taken:
             await self._ask_for(critic, each)
@@ -101,6 +104,7 @@ class AuditRound:
         return Critic(
             name=name,
             version=critic_version(name, text, self._deps.golden.digest, most),
+            revision=text,
             max_tokens=most,
             claim_tokens=self._deps.contexts[name] - most,
         )

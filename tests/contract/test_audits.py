@@ -133,6 +133,17 @@ class TestAsking:
 
         assert await rig.round.ask(CRITIC) > 0
 
+    async def test_a_critic_whose_weights_are_not_known_yet_is_woken_by_a_single_question(
+        self, redis: Redis
+    ) -> None:
+        rig = AuditRig(redis, awake=False)
+        await rig.listener.ended(await rig.answered(1))
+
+        assert await rig.round.ask(CRITIC) == 1
+        assert await rig.round.ask(CRITIC) == 0
+        await redis.hset(keys.REVISIONS, CRITIC, "rev-1")  # it is ready
+        assert await rig.round.ask(CRITIC) > 1
+
     async def test_a_critic_that_is_awake_is_asked_about_a_single_one(self, redis: Redis) -> None:
         rig = AuditRig(redis, least_waiting=3, awake=True)
         await rig.listener.ended(await rig.answered(1))
