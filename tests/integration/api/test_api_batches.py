@@ -20,6 +20,7 @@ from api.batch.batch import Batch
 from api.batch.store import BatchStore
 from api.job.submission import keyed_job_id
 from api.settings import ApiSettings
+from eventing.api_key import RedisKeys, mint
 from eventing.clock import Clock, SystemClock
 from eventing.job.job import JobId
 from eventing.outbox.outbox import sweep_once
@@ -155,6 +156,24 @@ async def test_a_line_of_a_batch_may_ask_for_no_fallback(
 
     carried = [event.extensions.get("fallback", "") for event in rig.broker.events]
     assert sorted(carried) == ["", "none"]
+
+
+async def test_a_line_asks_no_model_that_the_batchs_key_may_not_use(
+    api_settings: ApiSettings, store: RedisStore, broker: FakeBroker
+) -> None:
+    key, text = mint("acme", now_s=int(SystemClock().wall_ms() / 1000), models=["another"])
+    await RedisKeys(store.redis).put(key)
+    settings = api_settings.model_copy(update={"keys_source": "redis"})
+    async with (
+        rig_over(settings, store, broker) as rig,
+        AsyncOpenAI(base_url=f"{rig.url}/v1", api_key=text, max_retries=0) as client,
+        running(rig),
+    ):
+        ended = await final(client, (await start(client, lines(2))).id)
+        errors = await content(client, ended.error_file_id)
+
+    assert (ended.request_counts.total, ended.request_counts.failed) == (2, 2)
+    assert {entry["error"]["code"] for entry in errors.values()} == {"model_not_allowed"}
 
 
 async def test_an_invalid_line_fails_alone_with_its_number(
