@@ -11,13 +11,16 @@ from redis.asyncio import Redis
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
+from api.audit.store import AuditStore
 from eventing.cloudevent.event import Event, build_binary
 from eventing.cloudevent.job_event import REQUESTED
+from eventing.job.job import JobId
 from eventing.redis import keys
 from eventing.store.redis_store import RedisStore
 from eventing.store.vector_store.note import Note
 from eventing.store.vector_store.record import FileStatus
 from eventing.store.vector_store.text_object import text_object_name
+from eventing.telemetry.audit import AuditRule
 from tests.integration.api.api_with_jobs import ApiWithJobs, api_with_jobs, settings_for
 from tests.integration.api.conftest import chat_line, headers_of
 from tests.integration.api.fakes import FakePredictor
@@ -55,6 +58,7 @@ class Owned:
     file_batch: str
     key: str
     answer: str
+    audit: str
 
     def url_for(self, path: str, id_: str = "") -> str:
         """The path with the ids in it, the first of them `id_` if that is set."""
@@ -78,6 +82,7 @@ class Owned:
             "/v1/vector_stores": self.vector_store,
             "/v1/keys": self.key,
             "/v1/cache/entries": self.answer,
+            "/v1/audits": self.audit,
         }
         return kinds[path.partition("/{")[0]]
 
@@ -132,6 +137,7 @@ async def owned(api: ApiWithJobs, acme: dict[str, str]) -> Owned:
         file_batch=file_batch["id"],
         key=acme["authorization"].split("_")[1],
         answer=await kept_answer(api),
+        audit=await audited(api, JobId(kept["id"])),
     )
 
 
@@ -140,6 +146,14 @@ async def kept_answer(api: ApiWithJobs) -> str:
     name = "a" * 24
     await api.store.redis.hset(keys.cache_entry("acme", name), "model", "m")
     return name
+
+
+async def audited(api: ApiWithJobs, job_id: JobId) -> str:
+    """An audit of acme's that waits for its critic."""
+    job = await api.store.get(job_id)
+    assert job is not None
+    assert await AuditStore(api.store.redis, 3600).sample(job, "m", AuditRule(critic="m"))
+    return f"audit_{job_id.removeprefix('job_')}"
 
 
 async def index(api: ApiWithJobs, store_id: str, file_id: str) -> None:
