@@ -39,6 +39,7 @@ TEXTS = {
     "--engine": "steam",
     "--manifest": "/nowhere/manifest.yaml",
     "--by": "steam",
+    "--fallback-after": "soon",
 }
 """A wrong value for each option whose values are not numbers and not a fixed choice."""
 FREE = {

@@ -174,9 +174,11 @@ def forget(
     data_dir: DataDir = None,
 ) -> None:
     """Revoke all of TENANT's keys, and erase what is known of its usage and its budgets."""
+    place = _Place(redis_url, None, data_dir)
+    _url(place)  # what is wrong with it is said before the question
     if not yes:
         typer.confirm(f"revoke every key of {tenant} and erase its usage?", abort=True)
-    gone = _on_redis(_Place(redis_url, None, data_dir), lambda redis: _forgotten(redis, tenant))
+    gone = _on_redis(place, lambda redis: _forgotten(redis, tenant))
     stderr.print(f"revoked {gone} keys of {tenant}; its usage is erased")
 
 
@@ -264,15 +266,23 @@ async def _in_words(work: Awaitable[_T]) -> _T:
 
 @asynccontextmanager
 async def _redis(place: _Place) -> AsyncIterator[Redis]:
-    url = place.redis_url or _embedded(place.data_dir)
+    url = _url(place)
     try:
-        redis = connect(redis_url(url))
+        redis = connect(url)
     except ValueError as error:
         raise UsageError(f"--redis-url: {error}") from error
     try:
         yield redis
     finally:
         await redis.aclose()
+
+
+def _url(place: _Place) -> str:
+    """The store's address. Raises `UsageError` for one that can be none."""
+    try:
+        return redis_url(place.redis_url or _embedded(place.data_dir))
+    except ValueError as error:
+        raise UsageError(f"--redis-url: {error}") from error
 
 
 def _embedded(data_dir: Path | None) -> str:
