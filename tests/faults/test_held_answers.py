@@ -118,8 +118,9 @@ async def held_back(system: System, read: list[tuple[dict[str, Any], str, str]])
             assert text.startswith(told), job
             for view in (told, again, str(job)):
                 assert not FORBIDDEN.search(view), job
-            if FORBIDDEN.search(text):
+            if found := FORBIDDEN.search(text):
                 withheld += 1
+                assert len(told) <= found.start(), job  # no part of it
                 assert (job["state"], job["incomplete_reason"]) == ("incomplete", "content_filter")
                 assert job["usage"]["prompt_tokens"] > 0
                 assert again == ""

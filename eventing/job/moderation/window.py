@@ -45,7 +45,8 @@ class WindowJudge:
                 continue
             if found := text.judge(self._rules, self._longest):
                 return found
-        if not grown:
+        # Before any text a piece without one says nothing: that of a continued answer comes before its tokens' text.
+        if not grown and self._channels:
             self._milestones.append((position, None, 0))
         self._move()
         return None

@@ -136,5 +136,27 @@ def test_arguments_of_a_tool_call_are_judged_at_the_end_and_shown_then(said: str
 def test_tokens_without_text_are_no_reason_to_hold_back() -> None:
     judge = WindowJudge(parse_rules([{"words": ["torpor"]}]))
     judge.feed([], 5)
+    assert judge.mark == 0  # of a continued answer these may be tokens whose text is still to come
 
-    assert judge.mark == 5
+    judge.feed([{"index": 0, "delta": {"content": "a long and harmless text"}}], 6)
+    judge.feed([], 9)
+    judge.feed([{"index": 0, "delta": {"content": "another long and harmless text"}}], 10)
+    assert judge.mark == 9
+
+
+@pytest.mark.parametrize("made", range(1, 12))
+def test_an_attempt_that_goes_on_shows_nothing_that_is_not_judged_yet(made: int) -> None:
+    """Its tokens exist already, and it says its role, then their text, before it makes another."""
+    pieces = ["my ", "card ", "is ", "41", "11 ", "11", "11 ", "1111 ", "11", "11", ", so "]
+    said = "".join(pieces)
+    judge = WindowJudge(RULES)
+
+    assert judge.feed([{"index": 0, "delta": {"role": "assistant"}}], made) is None
+    marks = [judge.mark]
+    for place, piece in enumerate(pieces, 1):
+        if judge.feed([{"index": 0, "delta": {"content": piece}}], max(made, place)):
+            break
+        marks.append(judge.mark)
+
+    assert judge.finish() is not None
+    assert len("".join(pieces[: max(marks)])) <= said.index("41")
