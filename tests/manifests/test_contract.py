@@ -261,6 +261,8 @@ def test_only_its_users_may_reach_the_store(overlays: dict[str, Resources]) -> N
         network.Peer.KEDA,
         network.Peer.SCALER,
         network.Peer.STEPS,
+        network.Peer.REDIS,  # replicas and sentinels of each other
+        network.Peer.BACKUP,
     }
     assert not any(
         6379 in egress(r) and "broker-rabbitmq" in r["metadata"]["name"]
