@@ -23,6 +23,7 @@ from steps.parts import Parts
 from steps.server import StepServer
 from steps.settings import StepsSettings
 from steps.table import handlers
+from torpor.cli.step_settings import wrong_step
 from torpor.local.child import python_module
 
 
@@ -213,3 +214,14 @@ def test_a_guard_that_is_not_served_or_is_guarded_itself_is_refused() -> None:
     elsewhere = {"guard": {"model": "x", "url": "https://guard.example/v1"}}
     plans = parse_pipelines({"a": {"steps": [{**GUARD, "settings": elsewhere}]}})
     check_served(plans, [], {"a"})
+
+
+def test_torpor_up_asks_for_what_is_missing_where_it_runs_and_a_render_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['jsonschema'] = None")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (file := tmp_path / "pipelines.yaml").write_text("m: {steps: [validate-output]}")
+
+    assert "jsonschema is not installed" in wrong_step(None, str(file), runs_here=True)
+    assert wrong_step(None, str(file)) == ""
