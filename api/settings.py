@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, FilePath, SecretStr, field_validator
 
 from api.webhook.schedule import SCHEDULE_S
 from eventing.job.capability import Capability
@@ -221,7 +221,7 @@ class ApiSettings(BrokerClientSettings):
     """For how many days what tenants used is kept, by day, API key and model."""
     gpus_per_replica: int = Field(1, ge=1, le=64)
     """GPUs of one predictor."""
-    audit_golden_file: Path | None = None
+    audit_golden_file: FilePath | None = None
     """JSON lines `{passages, question, answer, supported}` by which critics of answers are measured; at least 200. A
     packaged set of general knowledge without one.
     """

@@ -1,6 +1,6 @@
 """The golden set: answers of which people have said whether their passages support them.
 
-Called by `api.settings`, which refuses a file that is none, and by `api.audit`. A critic is asked about each row as
+Called by `api.audit.make`. A critic is asked about each row as
 about any other answer, so what is measured is all of it: its weights, its instructions, and how its words are read.
 """
 

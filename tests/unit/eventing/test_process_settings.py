@@ -39,6 +39,7 @@ TEXTS = {
     "queue_triggers_file": "/nowhere/triggers.yaml",
     "triggers_file": "/nowhere/triggers.yaml",
     "pipelines_file": "/nowhere/pipelines.yaml",
+    "audit_golden_file": "/nowhere/golden.jsonl",
     "files_url": "s4://bucket/x",
     "keys_source": "/nowhere/keys.json",
     "oidc_issuer": "example.com",
