@@ -63,8 +63,8 @@ class Prometheus:
                 counts = self.ask("count_over_time(up[5m])")
                 if counts and min(int(each["value"][1]) for each in counts) >= times:
                     return
-            except (httpx.HTTPError, KeyError):
-                pass
+            except (httpx.HTTPError, ValueError, KeyError):
+                pass  # it is not up, or has no data yet and says so in plain text
             assert time.monotonic() < deadline, "Prometheus did not scrape the stack"
             time.sleep(0.2)
 

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from api.audit.event import AUDITED
+from eventing.cloudevent.budget_event import SOFT_BUDGET_PASSED
 from eventing.cloudevent.event import Event, build_structured, parse_http
 from eventing.cloudevent.job_event import (
     CANCELLED,
@@ -127,7 +129,8 @@ class TestSchemas:
         assert conforms(result_event(job))
 
     def test_there_is_a_schema_for_each_type_and_no_other(self) -> None:
-        assert {path.stem for path in SCHEMAS.glob("*.json")} == {REQUESTED, *RESULT_TYPES}
+        types = {REQUESTED, *RESULT_TYPES, AUDITED, SOFT_BUDGET_PASSED}
+        assert {path.stem for path in SCHEMAS.glob("*.json")} == types
 
     @pytest.mark.parametrize(
         "broken",
