@@ -16,6 +16,7 @@ import pytest
 from redis.asyncio import Redis
 
 from eventing.redis.connection import connect
+from predictor.engine.upstream import provider
 from predictor.engine.upstream.provider import (
     CallResult,
     Denied,
@@ -58,7 +59,12 @@ class Fleet:
 
 
 @pytest.fixture
-async def fleet(redis: Redis, redis_url: str) -> AsyncIterator[Fleet]:
+async def fleet(
+    redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Fleet]:
+    monkeypatch.setattr(
+        provider.random, "uniform", random.Random(7).uniform
+    )  # the breaker's jitter
     async with AsyncExitStack() as exits:
         workers = []
         for _ in range(WORKERS):

@@ -9,7 +9,7 @@
 --       17 ms to the first token ('' for none)
 -- gives the breaker's state
 local HEDGED, HEDGES, SAMPLES, USUAL = 0.06, 10, 100, 0.99
-local AT_LEAST, HALF, MOST, IN_A_ROW, TO_CLOSE, KEPT = 10, 0.5, 0.8, 5, 3, 200
+local AT_LEAST, HALF, IN_A_ROW, TO_CLOSE, KEPT = 10, 0.5, 5, 3, 200
 local FAILURES, MANY = 10, 20 -- in a row, of any kind
 local p = read_provider(KEYS[1])
 local now, window, how = now_ms(), tonumber(ARGV[13]), ARGV[5]
@@ -103,11 +103,11 @@ elseif p.state == 'closed' and (is_bad or how == 'ok') then
     if age >= 0 and age < 6 and (turn - age + 1) * ARGV[16] > p.closed_at then ok, bad = ok + good, bad + failed end
   end
   local share = bad / (ok + bad)
-  -- Soon after it closed only a clear case opens it again: no flapping between the two.
+  -- Soon after it closed only many failures in a row open it again: a share of few calls would let it flap.
   local is_settled = now - p.closed_at > tonumber(ARGV[15])
   -- A provider that answered many calls before it died would have to fail as many: failures in a row open it sooner.
   local is_dead = p.unreachable >= IN_A_ROW or p.failures >= (is_settled and FAILURES or MANY)
-  if is_dead or (ok + bad >= AT_LEAST and share >= (is_settled and HALF or MOST)) then open() end
+  if is_dead or (is_settled and ok + bad >= AT_LEAST and share >= HALF) then open() end
 end
 write_provider(KEYS[1], p)
 return p.state
