@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := eventing predictor api knative steps torpor tests bench examples
 # One a core: with more, tests that start real engines wait for each other.
-WORKERS ?= 3
+WORKERS ?= 4
 PROMPT ?= Why do hummingbirds fall into torpor at night? Answer in two sentences.
 
 ##@ For everybody
