@@ -3,19 +3,14 @@
 Called by the step `validate-output`, which holds the whole answer back meanwhile where it blocks.
 """
 
-from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any
 
 from eventing.errors import Unavailable
 from steps.handler import StepCall
 from steps.validation.guard import GuardClient
 from steps.validation.guard_forms import SETTING, parse_guard
-from steps.validation.moderate_input import texts_in
-from steps.validation.rule_check import TOKENS
+from steps.validation.texts import choice_texts
 from steps.validation.verdict import Verdict
-
-_FORM: Final = (*TOKENS, "role", "type", "finish_reason", "stop_reason", "id")
-"""Members whose words are not of a text."""
 
 
 class GuardCheck:
@@ -53,8 +48,3 @@ class GuardCheck:
         if not is_clear and not problems:
             problems = ("It could not be judged.",)
         return Verdict(problems=problems, may_repair=False, detail=detail)
-
-
-def choice_texts(choice: Any) -> Iterator[str]:
-    """Everything that a model wrote in a choice."""
-    return texts_in(choice, without=_FORM)

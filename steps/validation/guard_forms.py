@@ -136,7 +136,6 @@ def _llama_guard_prompt(role: Role, text: str) -> str:
     return _LLAMA_GUARD.format(who=who, categories=categories, text=plain)
 
 
-_MARKS: Final = re.compile(r"<\||\|>|<(?=BEGIN|END)")
 _SAFE: Final = re.compile(r"safe[.!]?", re.IGNORECASE)
 _UNSAFE: Final = re.compile(r"unsafe\b[\s:,;.-]*(.*)", re.IGNORECASE | re.DOTALL)
 _THOUGHT: Final = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)

@@ -14,10 +14,9 @@ from eventing.job.job import CONTENT_FILTER, JobError
 from eventing.job.moderation.inline import moderation_of, side_error, side_result
 from eventing.job.plan import MODERATE_STEP, Pipelines
 from steps.handler import Continue, Refuse, StepCall, StepOutcome, Withhold, wrong_setting
-from steps.validation.guard_check import choice_texts
 from steps.validation.guard_forms import Role
 from steps.validation.moderate import Moderator, NoVerdict, parse_moderation
-from steps.validation.moderate_input import request_texts
+from steps.validation.texts import choice_texts, request_texts
 
 _MOST_TOLD: Final = 8
 """Results that a step's record holds; the answer has them all."""

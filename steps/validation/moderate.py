@@ -17,7 +17,6 @@ from eventing.job.moderation.categories import moderation_result
 from eventing.job.moderation.inline import INLINE
 from eventing.job.moderation.policy import RULES
 from eventing.job.moderation.rules import Rules, parse_rules
-from eventing.job.moderation.window import decoded
 from steps.handler import Answer, Refuse, StepCall, StepOutcome, wrong_setting
 from steps.validation.guard import GuardClient
 from steps.validation.guard_forms import SETTING as GUARD
@@ -71,7 +70,7 @@ class Moderator:
         `BadRequest` where it can not be asked.
         """
         # In a thread: a long text made to be slow takes seconds, and the process has other runs.
-        found = await asyncio.to_thread(_found, rule.rules, texts)
+        found = await asyncio.to_thread(rule.rules.categories, texts)
         if rule.guard is not None:
             said = await self._guards.judge(rule.guard, role, "\n\n".join(texts), asker=asker)
             if not said.is_clear:
@@ -125,8 +124,3 @@ def judged_inputs(url: str, body: Mapping[str, Any]) -> list[list[str]]:
             raise InvalidJob(f"{where}: this model judges texts, and no images", where)
         texts.append(part["text"])
     return [texts]
-
-
-def _found(rules: Rules, texts: Sequence[str]) -> set[str]:
-    forms = [form for text in texts for form in {text, decoded(text)}]
-    return {each.category for form in forms for each in rules.findings(form)}

@@ -6,29 +6,22 @@ says what was found). What was found is in no log and no view, only its category
 """
 
 import asyncio
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from eventing.errors import BadRequest, Unavailable
 from eventing.job.job import CONTENT_FILTER, JobError
 from eventing.job.moderation.policy import RULES
-from eventing.job.moderation.rules import Finding, Rules, parse_rules
-from eventing.job.moderation.window import decoded
+from eventing.job.moderation.rules import Rules, parse_rules
 from steps.handler import Continue, Refuse, StepCall, StepOutcome, wrong_setting
 from steps.validation.guard import GuardClient
 from steps.validation.guard_forms import SETTING as GUARD
 from steps.validation.guard_forms import GuardSettings, GuardVerdict, parse_guard
+from steps.validation.texts import JUDGED, request_texts, texts_in
 
 NAME: Final = "moderate-input"
-_MEDIA: Final = ("url", "image_url", "file_data")
 _MODES: Final = ("block", "score")
-_FORM: Final = ("role", "type")
-"""Members whose words are not of a text; a call with others is refused when it is submitted."""
-_JUDGED: Final = (
-    *("messages", "prompt", "input", "instructions", "suffix"),
-    *("tools", "functions", "response_format", "text"),
-)
 """Fields of a body that a model reads; a caller writes the descriptions of tools and schemas, too."""
 
 
@@ -67,11 +60,10 @@ class ModerateInput:
             return wrong_setting(error)
         body = call.request.body
         # In a thread: a long text made to be slow takes seconds, and the process has other runs.
-        found, field = await asyncio.to_thread(_findings, rule.rules, body)
+        categories, field = await asyncio.to_thread(_found, rule.rules, body)
         if rule.is_blocked and _has_token_ids(body.get("prompt")):
             message = "a prompt of token ids can not be judged by this service's rules; send text"
             return Refuse(error=JobError(code=CONTENT_FILTER, message=message, field="body.prompt"))
-        categories = {each.category for each in found}
         detail: dict[str, Any] = {}
         if rule.guard is not None and not (categories and rule.is_blocked):
             try:
@@ -107,47 +99,17 @@ def _named(categories: Collection[str]) -> dict[str, Any]:
     return {"categories": sorted(categories)} if categories else {}
 
 
-def request_texts(body: Mapping[str, Any]) -> Iterator[str]:
-    """Every text that a model would read of a body."""
-    for name in _JUDGED:
-        yield from texts_in(body.get(name), without=_FORM)
-
-
 def _has_token_ids(prompt: Any) -> bool:
     items = prompt if isinstance(prompt, list) else []
     return any(isinstance(each, int) or (isinstance(each, list) and each) for each in items)
 
 
-def _findings(rules: Rules, body: Mapping[str, Any]) -> tuple[list[Finding], str]:
-    """What is found in the body's texts, and the first field of it in which something is."""
-    found: list[Finding] = []
+def _found(rules: Rules, body: Mapping[str, Any]) -> tuple[set[str], str]:
+    """The categories of what is found in the body, and the first field of it in which something is."""
+    found: set[str] = set()
     first = ""
-    for name in _JUDGED:
-        for text in texts_in(body.get(name)):
-            here = rules.findings(text) or rules.findings(decoded(text))
-            first = first or (f"body.{name}" if here else "")
-            found += here
+    for name in JUDGED:
+        here = rules.categories(texts_in(body.get(name)))
+        first = first or (f"body.{name}" if here else "")
+        found |= here
     return found, first
-
-
-def texts_in(value: Any, *, without: Collection[str] = ()) -> Iterator[str]:
-    """Every text in a value, as deep as it is; of objects the values only, and not of the members `without`. Data
-    URLs of media are left out; anywhere else a text is judged whatever it begins with.
-    """
-    waiting = [value]
-    while waiting:
-        each = waiting.pop()
-        if isinstance(each, str):
-            yield each
-        elif isinstance(each, Mapping):
-            waiting += [
-                part
-                for name, part in each.items()
-                if name not in without and not (name in _MEDIA and _is_data_url(part))
-            ]
-        elif isinstance(each, Sequence) and not isinstance(each, bytes):
-            waiting += each
-
-
-def _is_data_url(value: Any) -> bool:
-    return isinstance(value, str) and value.startswith("data:")

@@ -11,7 +11,8 @@ RE2 (PyPI `google-re2`) takes a time that grows with the text only, whatever a p
 judged is `plain_letters` of a text, so that a word is not hidden by wide letters or by characters that are not seen.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from unicodedata import category, normalize
@@ -42,6 +43,15 @@ def plain_letters(text: str) -> str:
     return "".join(
         normalize("NFKC", each) for each in text if category(each) not in _UNSEEN or each in "\n\t"
     )
+
+
+def decoded(text: str) -> str:
+    """A text without the escapes of JSON, which the arguments of a tool call have; as it is where it is no JSON."""
+    try:
+        value = json.loads(text)
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return text
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +117,11 @@ class Rules:
         """Everything that is found in a whole text, in the order of rules; places are those of its plain letters."""
         plain = plain_letters(text)
         return [found for rule in self.rules for found in rule.findings(plain)]
+
+    def categories(self, texts: Iterable[str]) -> set[str]:
+        """The categories of all that is found in whole texts, also without the escapes of JSON; it may take seconds."""
+        forms = (form for text in texts for form in {text, decoded(text)})
+        return {found.category for form in forms for found in self.findings(form)}
 
 
 def parse_rules(value: Any) -> Rules:

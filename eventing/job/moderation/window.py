@@ -6,12 +6,11 @@ the end of the text so far. Text is judged decoded and joined, never token by to
 An attempt that goes on after another is given the whole answer's text again (`Engine.run`), so nothing is stored.
 """
 
-import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from eventing.job.moderation.rules import Finding, Rules, plain_letters
+from eventing.job.moderation.rules import Finding, Rules, decoded, plain_letters
 
 Channel = tuple[int, str]
 """A choice of the answer, and one of its texts."""
@@ -74,15 +73,6 @@ class WindowJudge:
             while self._milestones and self._milestones[0][0] == position:
                 self._milestones.popleft()
             self.mark = position
-
-
-def decoded(arguments: str) -> str:
-    """The arguments of a tool call as text, without the escapes of JSON; as they are where they are no JSON."""
-    try:
-        value = json.loads(arguments)
-        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    except (ValueError, RecursionError):
-        return arguments
 
 
 class _Text:
