@@ -22,7 +22,7 @@ from eventing.job.job import JobId
 from eventing.job.store import EntryKind, JobReader, StreamEntry, cursor_order
 from eventing.redis import keys
 from eventing.redis.connection import connect, failures_named
-from eventing.store.job_record import parse_flat_entry
+from eventing.redis.stream_entry import parse_flat_entry
 
 _BLOCK_MS: Final = 1_000
 """Must stay below the socket timeout, or an idle multiplexer would be taken for an unavailable store."""

@@ -27,7 +27,7 @@ from eventing.job.store import StreamEntry, cursor_order
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
 from eventing.redis.script import Argument, run
-from eventing.store import job_record
+from eventing.redis.stream_entry import parse_entry
 from eventing.store.objects.object_ref import ObjectRef
 from eventing.store.objects.object_store import ObjectStore
 
@@ -217,4 +217,4 @@ def _line(cursor: bytes, fields: Mapping[bytes, bytes]) -> bytes:
 def _parse_line(line: bytes) -> StreamEntry:
     cursor, named = orjson.loads(line)
     fields = {key.encode(): value.encode() for key, value in named.items()}
-    return job_record.parse_entry(cursor.encode(), fields)
+    return parse_entry(cursor.encode(), fields)

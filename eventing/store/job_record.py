@@ -1,7 +1,6 @@
-"""A job as fields of a Redis hash, and entries of its token stream: the only module with those field names.
+"""A job as fields of a Redis hash: the only module with those field names.
 
-Called by both stores and `eventing.live.stream_multiplexer`. The Lua scripts write the fields that a transition
-changes, under the same names.
+Called by both stores. The Lua scripts write the fields that a transition changes, under the same names.
 """
 
 import hashlib
@@ -17,14 +16,7 @@ from eventing.job.job import KEY, AttemptRecord, Job, JobId, JobRequest, JobStat
 from eventing.job.moderation.withheld import without_text
 from eventing.job.plan import Hold, Plan, StepRecord, StepStatus, plan_of_json
 from eventing.job.prompt import prompt_prefix, prompt_start
-from eventing.job.store import (
-    ConversationTurn,
-    Ending,
-    EntryKind,
-    ListField,
-    NewJob,
-    StreamEntry,
-)
+from eventing.job.store import ConversationTurn, Ending, ListField, NewJob
 from eventing.known_fields import check_version, known_fields, known_value
 from eventing.redis import keys
 from eventing.store.objects.object_ref import ObjectRef
@@ -258,6 +250,17 @@ def fresh(new: NewJob, created_ms: int) -> Job:
 
 
 _LANES: Final = {str(lane): lane for lane in Lane}
+_TEXTS: Final = (
+    *("tenant", "source", "event_id", "traceparent", "lease_owner", "conversation"),
+    *("cache_control", "fallback", "follows", "prompt", "step", "incomplete"),
+)
+"""Texts of a record that the job has under the same name."""
+_NUMBERS: Final = (
+    *("attempt", "token_count", "created_ms", "started_ms", "first_token_ms", "finished_ms"),
+    *("deadline_ms", "lease_until_ms", "gpu_ms"),
+)
+"""Numbers of a record that the job has under the same name."""
+_RAW_NAMES: Final = {name: name.encode() for name in (*_TEXTS, *_NUMBERS)}
 
 
 def parse(job_id: JobId, record: Mapping[bytes, bytes]) -> Job | None:
@@ -266,61 +269,41 @@ def parse(job_id: JobId, record: Mapping[bytes, bytes]) -> Job | None:
         return None
     check_version(record.get(b"v"))
 
-    def text(name: bytes) -> str:
-        return record.get(name, b"").decode("utf-8", "replace")
-
-    def number(name: bytes) -> int:
-        return int(record.get(name) or 0)
-
     def value(name: bytes) -> Any:
         return orjson.loads(record[name]) if name in record else None
 
+    plain: dict[str, Any] = {name: _text(record, _RAW_NAMES[name]) for name in _TEXTS}
+    plain |= {name: int(record.get(_RAW_NAMES[name]) or 0) for name in _NUMBERS}
     cache = cache_use_of(record[b"cache"]) if b"cache" in record else None
     usage = value(b"usage")
     return Job(
+        **plain,
         id=job_id,
-        state=known_value(JobState, text(b"state")),
+        state=known_value(JobState, _text(record, b"state")),
         request=request_of(record[b"request"]) if b"request" in record else _listed_request(record),
-        tenant=text(b"tenant"),
-        lane=_LANES.get(text(b"lane"), Lane.DEFAULT),
-        source=text(b"source"),
-        event_id=text(b"event_id"),
-        traceparent=text(b"traceparent"),
-        attempt=number(b"attempt"),
-        token_count=number(b"token_count"),
-        created_ms=number(b"created_ms"),
-        started_ms=number(b"started_ms"),
-        first_token_ms=number(b"first_token_ms"),
-        finished_ms=number(b"finished_ms"),
-        deadline_ms=number(b"deadline_ms"),
-        lease_owner=text(b"lease_owner"),
-        lease_until_ms=number(b"lease_until_ms"),
-        result=served_again(job_id, value(b"result"), usage, number(b"created_ms"), cache),
+        lane=_LANES.get(_text(record, b"lane"), Lane.DEFAULT),
+        result=served_again(job_id, value(b"result"), usage, plain["created_ms"], cache),
         archived_bytes=archived_bytes(record),
         usage=usage,
         error=error_of(value(b"error")) if b"error" in record else None,
         is_dead_letter=record.get(b"dead") == b"1",
-        refused_writes=number(b"fenced"),
-        gpu_ms=number(b"gpu_ms"),
+        refused_writes=int(record.get(b"fenced") or 0),
         history=_history(record.get(b"history", b"[]")),
         metadata=value(b"metadata") or value(b"labels") or {},
-        conversation=text(b"conversation"),
-        cache_control=text(b"cache_control"),
         cache=cache,
-        fallback=text(b"fallback"),
         routing=value(b"routing"),
-        follows=text(b"follows"),
-        prompt=text(b"prompt"),
         plan=plan_of_json(record[b"plan"]) if b"plan" in record else None,
-        step=text(b"step"),
         pipeline=_pipeline(record.get(b"pipeline", b"")),
         prepared=request_of(record[b"prepared"]) if b"prepared" in record else None,
-        incomplete=text(b"incomplete"),
         candidate=value(b"candidate"),
-        candidate_state=known_value(JobState, text(b"candidate_state"))
+        candidate_state=known_value(JobState, _text(record, b"candidate_state"))
         if b"candidate_state" in record
         else None,
     )
+
+
+def _text(record: Mapping[bytes, bytes], name: bytes) -> str:
+    return record.get(name, b"").decode("utf-8", "replace")
 
 
 def served_again(
@@ -362,65 +345,6 @@ def listed(job: Job, include: Collection[ListField]) -> Job:
 def _listed_request(record: Mapping[bytes, bytes]) -> JobRequest:
     model, url, custom_id = (record.get(n, b"").decode() for n in (b"model", b"url", b"custom_id"))
     return JobRequest(url=url, body={"model": model}, custom_id=custom_id or None)
-
-
-_TOKENS_LAYOUT: Final = [b"kind", b"attempt", b"index", b"ids", b"delta"]
-"""The fields of a token entry in the order in which `append.lua` writes them."""
-
-
-def parse_flat_entry(cursor: bytes, flat: Sequence[bytes]) -> StreamEntry:
-    """As `parse_entry`, from names and values in turn, as Redis sends them. A hot path: called for every live
-    token.
-    """
-    if flat[::2] != _TOKENS_LAYOUT:
-        return parse_entry(cursor, dict(zip(flat[::2], flat[1::2], strict=True)))
-    _, _, _, attempt, _, index, _, ids, _, delta = flat
-    return StreamEntry(
-        cursor.decode(),
-        EntryKind.TOKENS,
-        int(attempt),
-        int(index),
-        tuple(map(int, ids.split())),
-        delta.decode(),
-    )
-
-
-_KINDS: Final = frozenset(str(kind).encode() for kind in EntryKind)
-_STATES: Final = frozenset(str(state) for state in JobState)
-
-
-def parse_entry(cursor: bytes, fields: Mapping[bytes, bytes]) -> StreamEntry:
-    """One entry of a token stream."""
-    kind = fields[b"kind"]
-    attempt = int(fields.get(b"attempt", 0))
-    if kind == b"tokens":
-        return StreamEntry(
-            cursor=cursor.decode(),
-            kind=EntryKind.TOKENS,
-            attempt=attempt,
-            index=int(fields.get(b"index", 0)),
-            token_ids=tuple(map(int, fields.get(b"ids", b"").split())),
-            delta=fields.get(b"delta", b"").decode(),
-            shown=int(fields.get(b"shown", -1)),
-        )
-    return StreamEntry(
-        cursor=cursor.decode(),
-        kind=EntryKind(kind.decode()) if kind in _KINDS else EntryKind.OTHER,
-        attempt=attempt,
-        index=int(fields.get(b"index", 0)),
-        state=JobState(state) if (state := fields.get(b"state", b"").decode()) in _STATES else None,
-        is_restart=fields.get(b"restarted") == b"1",
-        at_ms=int(fields.get(b"at_ms", 0)),
-        step=fields.get(b"step", b"").decode(),
-        step_status=_step_status(fields.get(b"status", b"").decode()),
-        step_ms=int(fields.get(b"ms", 0)),
-        phase=fields.get(b"phase", b"").decode(),
-        shown=int(fields.get(b"shown", -1)),
-    )
-
-
-def _step_status(text: str) -> StepStatus | None:
-    return StepStatus(text) if text in list(StepStatus) else None
 
 
 def request_of(raw: bytes) -> JobRequest:

@@ -53,6 +53,7 @@ from eventing.redis.connection import failures_named
 from eventing.redis.multiplexed_connection import SharedRedis
 from eventing.redis.replicated import ReplicatedWrites
 from eventing.redis.script import Argument, Call, run_all, send
+from eventing.redis.stream_entry import parse_entry
 from eventing.store import job_record
 from eventing.store.objects.object_ref import ObjectRef
 from eventing.store.redis_cache import RedisAnswers, following
@@ -366,7 +367,7 @@ class RedisStore:
         start = f"({after}" if after else "-"
         async with failures_named():
             rows = await self._redis.xrange(keys.tokens(job_id), min=start, max="+", count=limit)
-        entries = [job_record.parse_entry(cursor, fields) for cursor, fields in rows]
+        entries = [parse_entry(cursor, fields) for cursor, fields in rows]
         if entries and entries[-1].kind is EntryKind.ARCHIVED:
             return await self._archive.read_stream(job_id, after, limit) if self._archive else []
         return entries

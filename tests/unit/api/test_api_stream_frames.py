@@ -9,7 +9,7 @@ from api.http.sse import frame
 from api.routes.stream import entry_event, parse_cursor, token_frame
 from eventing.errors import BadRequest
 from eventing.job.store import EntryKind, StreamEntry
-from eventing.store.job_record import parse_entry, parse_flat_entry
+from eventing.redis.stream_entry import parse_entry, parse_flat_entry
 
 numbers = st.integers(0, 10**9)
 

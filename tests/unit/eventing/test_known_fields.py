@@ -17,8 +17,9 @@ from eventing.errors import NewerRecord
 from eventing.job.job import AttemptRecord, Job, JobError, JobId, JobRequest, JobState, Lane
 from eventing.job.store import EntryKind
 from eventing.known_fields import VERSION, known_fields
+from eventing.redis.stream_entry import parse_flat_entry
 from eventing.store.file_store import FileCard, FileStore
-from eventing.store.job_record import parse, parse_flat_entry
+from eventing.store.job_record import parse
 
 MORE = {"of_tomorrow": 1}
 JOB_ID = JobId(f"job_{'0' * 24}")
