@@ -29,33 +29,21 @@ class ObjectStore:
 
     async def write(self, name: str, data: bytes) -> None:
         """Keep `data` under `name`. A process that dies meanwhile leaves no object of that name."""
+        await self._run(lambda: self._put(name, lambda path: self._fs.pipe_file(path, data)))
 
-        def write() -> None:
-            path = f"{self._root}/{name}"
-            if not isinstance(self._fs, LocalFileSystem):
-                self._fs.pipe_file(path, data)
-                return
-            self._fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-            unfinished = f"{path}{_UNFINISHED}{secrets.token_hex(4)}"
-            self._fs.pipe_file(unfinished, data)
-            self._fs.mv(unfinished, path)
+    async def write_file(self, name: str, source: str) -> None:
+        """Keep the file at `source` under `name`, likewise, without reading it into memory as a whole."""
+        await self._run(lambda: self._put(name, lambda path: self._fs.put_file(source, path)))
 
-        await self._run(write)
-
-    async def write_file(self, name: str, path: str) -> None:
-        """Keep the file at `path` under `name`, without reading it into memory as a whole."""
-
-        def write() -> None:
-            target = f"{self._root}/{name}"
-            if not isinstance(self._fs, LocalFileSystem):
-                self._fs.put_file(path, target)
-                return
-            self._fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
-            unfinished = f"{target}{_UNFINISHED}{secrets.token_hex(4)}"
-            self._fs.put_file(path, unfinished)
-            self._fs.mv(unfinished, target)
-
-        await self._run(write)
+    def _put(self, name: str, put: Callable[[str], object]) -> None:
+        path = f"{self._root}/{name}"
+        if not isinstance(self._fs, LocalFileSystem):
+            put(path)
+            return
+        self._fs.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+        unfinished = f"{path}{_UNFINISHED}{secrets.token_hex(4)}"
+        put(unfinished)
+        self._fs.mv(unfinished, path)
 
     async def read(self, name: str, start: int, end: int) -> bytes:
         """Bytes `start` to `end` (not included). Raises `ObjectGone` when there is no such object."""
