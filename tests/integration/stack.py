@@ -10,14 +10,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+from openai import OpenAI
 
 TORPOR = str(Path(sys.executable).parent / "torpor")
 MODEL = "smollm2-135m-instruct"
+LOOPBACK_PROVIDER = {
+    "TORPOR_UPSTREAM_TENANTS": '["*"]',
+    "TORPOR_UPSTREAM_ALLOW": '["127.0.0.1"]',
+}
+"""A provider on this machine may be asked, for every tenant."""
 
 
 class LocalStack:
@@ -140,3 +147,23 @@ def _state(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
     except OSError:
         return ""
+
+
+@contextmanager
+def planned_stack(
+    folder: Path, pipelines: str, *flags: str, env: dict[str, str] | None = None
+) -> Iterator[LocalStack]:
+    """A stack whose models have the plans of this text; stopped at the end."""
+    path = folder / "pipelines.yaml"
+    path.write_text(pipelines)
+    made = LocalStack(folder / "data", *flags, "--pipelines", str(path), env=env).start()
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+def openai_client(stack: LocalStack) -> OpenAI:
+    """OpenAI's client for the stack; it tries nothing again."""
+    url = stack.addresses["api"] + "/v1"
+    return OpenAI(base_url=url, api_key="none", timeout=60, max_retries=0)

@@ -20,7 +20,7 @@ from api.audit.golden import load_golden
 from api.audit.make import PACKAGED
 from eventing.redis import keys
 from tests.integration.scripted_provider import ScriptedProvider, says, scripted_provider
-from tests.integration.stack import TORPOR, LocalStack
+from tests.integration.stack import LOOPBACK_PROVIDER, TORPOR, LocalStack, planned_stack
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.asyncio(loop_scope="module")]
 PIPELINES = """
@@ -52,20 +52,16 @@ async def critic() -> AsyncIterator[ScriptedProvider]:
 def stack(
     critic: ScriptedProvider, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LocalStack]:
-    folder = tmp_path_factory.mktemp("audit")
-    (folder / "pipelines.yaml").write_text(PIPELINES)
     environment = {
-        "TORPOR_UPSTREAM_TENANTS": '["*"]',
-        "TORPOR_UPSTREAM_ALLOW": '["127.0.0.1"]',
+        **LOOPBACK_PROVIDER,
         "TORPOR_AUDIT_LEAST_WAITING": "1",
         "TORPOR_AUDIT_GPU_SHARE": "1",
     }
     models = ("chat=seeded", "bare=seeded", f"judge={critic.url}#large-4")
     flags = [flag for model in models for flag in ("--model", model)]
-    flags += ["--pipelines", str(folder / "pipelines.yaml")]
-    made = LocalStack(folder / "data", *flags, env=environment).start()
-    yield made
-    made.stop()
+    folder = tmp_path_factory.mktemp("audit")
+    with planned_stack(folder, PIPELINES, *flags, env=environment) as made:
+        yield made
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from tests.integration.stack import MODEL, LocalStack
+from tests.integration.stack import MODEL, LocalStack, openai_client, planned_stack
 
 pytestmark = pytest.mark.timeout(120)  # cold starts of the steps and of a predictor
 
@@ -22,15 +22,13 @@ PIPELINES = f"""
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
     folder = tmp_path_factory.mktemp("conversation")
-    (folder / "pipelines.yaml").write_text(PIPELINES)
-    made = LocalStack(folder / "data", "--pipelines", str(folder / "pipelines.yaml"))
-    yield made.start()
-    made.stop()
+    with planned_stack(folder, PIPELINES) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
 def client(stack: LocalStack) -> Iterator[OpenAI]:
-    with OpenAI(base_url=stack.addresses["api"] + "/v1", api_key="none", timeout=60) as made:
+    with openai_client(stack) as made:
         yield made
 
 

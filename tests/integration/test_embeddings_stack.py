@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from openai import BadRequestError, OpenAI, UnprocessableEntityError
 
-from tests.integration.stack import MODEL, LocalStack
+from tests.integration.stack import MODEL, LocalStack, openai_client, planned_stack
 
 pytestmark = pytest.mark.timeout(120)  # cold start of the steps
 
@@ -17,16 +17,13 @@ PIPELINES = f"{EMBEDDER}:\n  steps: [embed]\n"
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
     folder = tmp_path_factory.mktemp("embeddings")
-    (folder / "pipelines.yaml").write_text(PIPELINES)
-    made = LocalStack(folder / "data", "--pipelines", str(folder / "pipelines.yaml"))
-    yield made.start()
-    made.stop()
+    with planned_stack(folder, PIPELINES) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
 def client(stack: LocalStack) -> Iterator[OpenAI]:
-    url = stack.addresses["api"] + "/v1"
-    with OpenAI(base_url=url, api_key="none", timeout=60, max_retries=0) as made:
+    with openai_client(stack) as made:
         yield made
 
 

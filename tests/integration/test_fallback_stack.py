@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from tests.integration.scripted_provider import ScriptedProvider, scripted_provider
-from tests.integration.stack import LocalStack
+from tests.integration.stack import LOOPBACK_PROVIDER, LocalStack, planned_stack
 
 pytestmark = pytest.mark.timeout(180)  # starts that fail are tried again after pauses
 in_module_loop = pytest.mark.asyncio(loop_scope="module")
@@ -29,18 +29,14 @@ async def provider() -> AsyncIterator[ScriptedProvider]:
 def stack(
     provider: ScriptedProvider, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LocalStack]:
-    folder = tmp_path_factory.mktemp("fallback")
-    (folder / "pipelines.yaml").write_text(PIPELINES)
     environment = {
-        "TORPOR_UPSTREAM_TENANTS": '["*"]',
-        "TORPOR_UPSTREAM_ALLOW": '["127.0.0.1"]',
+        **LOOPBACK_PROVIDER,
         "TORPOR_COLD_START_SECONDS": "3",
     }
     flags = ("--model", f"own={provider.url}#theirs-4", "--model", "other=seeded")
-    flags += ("--pipelines", str(folder / "pipelines.yaml"))
-    made = LocalStack(folder / "data", *flags, env=environment).start()
-    yield made
-    made.stop()
+    folder = tmp_path_factory.mktemp("fallback")
+    with planned_stack(folder, PIPELINES, *flags, env=environment) as made:
+        yield made
 
 
 async def ask(stack: LocalStack, **headers: str) -> tuple[dict[str, Any], dict[str, Any]]:

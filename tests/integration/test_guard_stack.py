@@ -13,7 +13,7 @@ from aiohttp import web
 from openai import AsyncOpenAI
 
 from tests.integration.scripted_provider import ScriptedProvider, refuses, says, scripted_provider
-from tests.integration.stack import LocalStack
+from tests.integration.stack import LOOPBACK_PROVIDER, LocalStack, planned_stack
 
 pytestmark = pytest.mark.timeout(240)  # cold starts, and a breaker that is open for a minute
 in_module_loop = pytest.mark.asyncio(loop_scope="module")
@@ -71,14 +71,10 @@ async def provider(guard: Guard) -> AsyncIterator[ScriptedProvider]:
 def stack(
     provider: ScriptedProvider, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LocalStack]:
-    folder = tmp_path_factory.mktemp("guard")
-    (folder / "pipelines.yaml").write_text(PIPELINES)
     flags = ("--model", "small=seeded", "--model", f"guard={provider.url}#guard-1")
-    env = {"TORPOR_UPSTREAM_TENANTS": '["*"]', "TORPOR_UPSTREAM_ALLOW": '["127.0.0.1"]'}
-    pipelines = ("--pipelines", str(folder / "pipelines.yaml"))
-    made = LocalStack(folder / "data", *flags, *pipelines, env=env)
-    yield made.start()
-    made.stop()
+    folder = tmp_path_factory.mktemp("guard")
+    with planned_stack(folder, PIPELINES, *flags, env=LOOPBACK_PROVIDER) as made:
+        yield made
 
 
 def chat(model: str, text: str = "hello", **more: Any) -> dict[str, Any]:

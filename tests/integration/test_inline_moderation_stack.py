@@ -11,7 +11,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from openai.types.responses import Response
 from pydantic import TypeAdapter
 
-from tests.integration.stack import MODEL, LocalStack
+from tests.integration.stack import MODEL, LocalStack, openai_client, planned_stack
 
 pytestmark = pytest.mark.timeout(120)  # cold starts
 
@@ -40,16 +40,13 @@ def policy(**modes: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
     folder = tmp_path_factory.mktemp("inline")
-    (folder / "pipelines.yaml").write_text(PIPELINES)
-    made = LocalStack(folder / "data", "--pipelines", str(folder / "pipelines.yaml"))
-    yield made.start()
-    made.stop()
+    with planned_stack(folder, PIPELINES) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
 def client(stack: LocalStack) -> Iterator[OpenAI]:
-    url = stack.addresses["api"] + "/v1"
-    with OpenAI(base_url=url, api_key="none", timeout=60, max_retries=0) as made:
+    with openai_client(stack) as made:
         yield made
 
 

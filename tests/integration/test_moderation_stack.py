@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.stack import LocalStack
+from tests.integration.stack import LocalStack, planned_stack
 
 pytestmark = pytest.mark.timeout(120)  # cold starts
 
@@ -33,12 +33,10 @@ guarded:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
+    words = ("--model", "small=seeded")
     folder = tmp_path_factory.mktemp("moderation")
-    (folder / "pipelines.yaml").write_text(PIPELINES)
-    words = ("--model", "small=seeded", "--pipelines", str(folder / "pipelines.yaml"))
-    made = LocalStack(folder / "data", *words)
-    yield made.start()
-    made.stop()
+    with planned_stack(folder, PIPELINES, *words) as made:
+        yield made
 
 
 def body(seed: int, tokens: int, **more: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.stack import LocalStack
+from tests.integration.stack import LocalStack, planned_stack
 
 pytestmark = pytest.mark.timeout(120)  # two cold starts
 
@@ -21,12 +21,10 @@ auto:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
-    folder = tmp_path_factory.mktemp("route")
-    (folder / "pipelines.yaml").write_text(PIPELINES)
     models = ("--model", "small=seeded", "--model", "large=seeded")
-    made = LocalStack(folder / "data", *models, "--pipelines", str(folder / "pipelines.yaml"))
-    yield made.start()
-    made.stop()
+    folder = tmp_path_factory.mktemp("route")
+    with planned_stack(folder, PIPELINES, *models) as made:
+        yield made
 
 
 def ask(stack: LocalStack, text: str) -> tuple[dict[str, Any], dict[str, Any]]:

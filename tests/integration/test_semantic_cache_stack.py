@@ -7,7 +7,7 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from tests.integration.stack import LocalStack
+from tests.integration.stack import LocalStack, planned_stack
 
 pytestmark = pytest.mark.timeout(150)  # cold starts of the steps and of a predictor
 
@@ -25,11 +25,8 @@ SAME = "hi, how can i renew my library card please"
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
     folder = tmp_path_factory.mktemp("semantic")
-    (folder / "pipelines.yaml").write_text(PIPELINES)
-    pipelines = ("--pipelines", str(folder / "pipelines.yaml"))
-    made = LocalStack(folder / "data", "--model", "shop=seeded", "--window", "12s", *pipelines)
-    yield made.start()
-    made.stop()
+    with planned_stack(folder, PIPELINES, "--model", "shop=seeded", "--window", "12s") as made:
+        yield made
 
 
 def ask(stack: LocalStack, text: str, *, stream: bool = False, **headers: str) -> httpx.Response:

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.stack import TORPOR, LocalStack
+from tests.integration.stack import TORPOR, LocalStack, planned_stack
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -24,13 +24,11 @@ planned:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
-    folder = tmp_path_factory.mktemp("steps")
-    (folder / "pipelines.yaml").write_text(PIPELINES)
     flags = ("--model", "planned=seeded", "--model", "plain=seeded", "--window", "6s")
     flags += ("--min-replicas", "1")  # only the steps start from zero
-    made = LocalStack(folder / "data", *flags, "--pipelines", str(folder / "pipelines.yaml"))
-    yield made.start()
-    made.stop()
+    folder = tmp_path_factory.mktemp("steps")
+    with planned_stack(folder, PIPELINES, *flags) as made:
+        yield made
 
 
 def submit(stack: LocalStack, model: str = "planned", **more: Any) -> str:

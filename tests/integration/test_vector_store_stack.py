@@ -16,7 +16,7 @@ from openai import OpenAI
 from redis import Redis
 
 from eventing.redis import keys
-from tests.integration.stack import MODEL, LocalStack
+from tests.integration.stack import MODEL, LocalStack, openai_client
 
 pytestmark = pytest.mark.timeout(120)  # cold starts of the steps and of a predictor
 
@@ -58,7 +58,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
 
 @pytest.fixture(scope="module")
 def client(stack: LocalStack) -> Iterator[OpenAI]:
-    with OpenAI(base_url=stack.addresses["api"] + "/v1", api_key="none", timeout=60) as made:
+    with openai_client(stack) as made:
         yield made
 
 

@@ -14,7 +14,7 @@ from predictor.engine.engine import EngineRequest
 from predictor.engine.seeded_engine import SeededEngine, SeededSettings
 from tests.integration.api.receiver import receiving
 from tests.integration.engine_calls import all_steps, body_of
-from tests.integration.stack import LocalStack
+from tests.integration.stack import LocalStack, planned_stack
 from tests.integration.test_moderation_stack import tokens_of
 
 pytestmark = pytest.mark.timeout(120)  # cold starts
@@ -37,13 +37,11 @@ PIPELINES = "".join(
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
-    folder = tmp_path_factory.mktemp("withheld")
-    (folder / "pipelines.yaml").write_text(PIPELINES)
-    words = ("--model", "small=seeded", "--pipelines", str(folder / "pipelines.yaml"))
+    words = ("--model", "small=seeded")
     env = {"TORPOR_WEBHOOK_ALLOW": '["127.0.0.0/8"]', "TORPOR_SEEDED_TOKENS_PER_S": "100"}
-    made = LocalStack(folder / "data", *words, env=env)
-    yield made.start()
-    made.stop()
+    folder = tmp_path_factory.mktemp("withheld")
+    with planned_stack(folder, PIPELINES, *words, env=env) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
