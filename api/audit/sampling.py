@@ -1,6 +1,6 @@
 """Which ended jobs are audited: by a hash of the job's id, so that every process chooses the same. Pure.
 
-Called by `api.audit.sampler`.
+Called by `api.audit.audits`.
 """
 
 import hashlib

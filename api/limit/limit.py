@@ -11,6 +11,7 @@ from typing import Any, Final, TypeGuard
 
 from typing_extensions import TypedDict
 
+from api.http.described import described
 from api.settings import ApiSettings
 from eventing.errors import BadRequest, Unavailable
 from eventing.job.call_fields import CHAT_BATCH_URL, MODERATION_URL
@@ -34,6 +35,7 @@ class Limit(StrEnum):
     DEADLINE = "deadline"  #: the job would wait beyond its deadline
 
 
+@described
 class LimitUse(TypedDict):
     """A limit, 0 for none, and how much of it is used."""
 

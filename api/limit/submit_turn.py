@@ -31,15 +31,17 @@ class SubmitTurns:
 
     @asynccontextmanager
     async def of(self, job_id: JobId, wait_s: float) -> AsyncIterator[bool]:
-        """Wait for the turn of a submit, and hold it; True when the job is recorded already: then there is none.
+        """Wait for the turn of a submit, and hold it; True when the job is recorded already: none waits
+        then.
         Raises `StoreUnavailable`, and `Overloaded` when it does not come in time.
         """
         token = secrets.token_hex(8)
         try:
             async with asyncio.timeout(wait_s):
-                while not (is_recorded := await self._is_recorded(job_id)):
-                    if await self._take(job_id, token):
-                        is_recorded = await self._is_recorded(job_id)
+                while True:
+                    is_held = await self._take(job_id, token)
+                    is_recorded = await self._is_recorded(job_id)
+                    if is_held or is_recorded:
                         break
                     await asyncio.sleep(_LOOK_EVERY_S)
         except TimeoutError as error:
@@ -49,8 +51,9 @@ class SubmitTurns:
         try:
             yield is_recorded
         finally:
-            with suppress(StoreUnavailable):
-                await self._leave(job_id, token)
+            if is_held:
+                with suppress(StoreUnavailable):
+                    await self._leave(job_id, token)
 
     async def _is_recorded(self, job_id: JobId) -> bool:
         async with failures_named():

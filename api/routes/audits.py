@@ -16,8 +16,7 @@ from api.http.described import described
 from api.http.parameter import AFTER, LIMIT, ORDER
 from api.routes.jobs import json_response
 from api.routes.route import Call, Routes
-from api.routes.vector_stores import listed
-from api.view.page import Page
+from api.view.page import Page, as_page
 from eventing.errors import NotFound
 from eventing.job.job import JobId
 
@@ -75,7 +74,7 @@ async def list_audits(call: Call[AuditRouteDeps]) -> Response:
     )
     found = await audits.read(ids)
     own = [each for each in found if each is not None and each.tenant == call.principal.tenant]
-    return json_response(listed([audit_view(each) for each in own], has_more))
+    return json_response(as_page([audit_view(each) for each in own], has_more=has_more))
 
 
 @routes.operation("GET", "/v1/audits/{id}", Scope.JOBS_READ, answers=AuditView)

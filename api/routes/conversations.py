@@ -18,7 +18,7 @@ from api.routes.files import keyed_hex
 from api.routes.jobs import json_response
 from api.routes.route import Call, Routes
 from api.view.conversation import ConversationView, conversation_view, new_item_id, whole_item
-from api.view.page import Deleted, Page
+from api.view.page import Deleted, Page, as_page
 from eventing.errors import BadRequest, InvalidJob
 from eventing.store.conversation.conversation import Conversation
 from eventing.store.conversation.messages import messages_of
@@ -144,7 +144,7 @@ async def create_conversation_items(call: Call[ConversationDeps]) -> Response:
     items = _new_items(body.get("items"), keyed_hex(call))
     own = await _own(call)
     await call.deps.conversations.append(own, items)
-    return json_response(_page(items, has_more=False))
+    return json_response(as_page(items, has_more=False))
 
 
 @routes.operation(
@@ -164,7 +164,7 @@ async def list_conversation_items(call: Call[ConversationDeps]) -> Response:
         after=query.get(AFTER.name, ""),
         is_newest_first=order == "desc",
     )
-    return json_response(_page(items, has_more=has_more))
+    return json_response(as_page(items, has_more=has_more))
 
 
 @routes.operation(
@@ -207,13 +207,3 @@ def _new_items(given: Any, call: str) -> list[dict[str, Any]]:
         {**whole_item(item), "id": new_item_id(item, call, place)}
         for place, item in enumerate(items)
     ]
-
-
-def _page(items: list[Any], *, has_more: bool) -> dict[str, Any]:
-    return {
-        "object": "list",
-        "data": items,
-        "first_id": items[0]["id"] if items else None,
-        "last_id": items[-1]["id"] if items else None,
-        "has_more": has_more,
-    }

@@ -54,11 +54,11 @@ class KeyView(TypedDict):
     """Times are seconds since 1970"""
     expires_at: int | None
     requests_per_minute: int | None
+    """Calls other than GET, beside the limits of the tenant; null for no limit of its own"""
     budget_per_month: float | None
     """What its jobs may cost in a calendar month (UTC)"""
     models: list[str] | None
     """The models that it may use; null for all that its tenant may"""
-    """Calls other than GET, beside the limits of the tenant; null for no limit of its own"""
     key: NotRequired[str]
     """Its text: shown when it is made, and never again"""
 

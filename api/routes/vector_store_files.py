@@ -19,7 +19,6 @@ from api.routes.vector_stores import (
     VectorStoreDeps,
     add_files,
     cut,
-    listed,
     named,
     own_store,
 )
@@ -31,7 +30,7 @@ from api.vector_store.request import (
     batch_files,
     file_wanted,
 )
-from api.view.page import Deleted
+from api.view.page import Deleted, as_page
 from api.view.vector_store import (
     FileBatchView,
     FileContent,
@@ -205,8 +204,8 @@ async def _page(
     if not statuses:
         page, has_more = cut(file_ids, query, limit, is_ascending=is_ascending)
         found = await call.deps.stores.files(store.id, page)
-        return json_response(listed([file_view(each) for each in found], has_more))
+        return json_response(as_page([file_view(each) for each in found], has_more=has_more))
     every = await call.deps.stores.files(store.id, file_ids)
     kept = {each.id: each for each in every if each.status in statuses}
     page, has_more = cut(list(kept), query, limit, is_ascending=is_ascending)
-    return json_response(listed([file_view(kept[file_id]) for file_id in page], has_more))
+    return json_response(as_page([file_view(kept[file_id]) for file_id in page], has_more=has_more))

@@ -6,7 +6,7 @@ Called by `api.wiring`. The files of a vector store have their own module.
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from starlette.responses import Response
 
@@ -23,7 +23,7 @@ from api.vector_store.request import (
     store_files,
     store_settings,
 )
-from api.view.page import Deleted
+from api.view.page import Deleted, as_page
 from api.view.vector_store import VectorStoreList, VectorStoreView, store_view
 from eventing.clock import Clock
 from eventing.errors import BadRequest, NotFound
@@ -87,7 +87,9 @@ async def list_vector_stores(call: Call[VectorStoreDeps]) -> Response:
     ids = await call.deps.stores.ids(call.principal.tenant)
     page, has_more = cut(ids, query, LIMIT.of(query), is_ascending=ORDER.of(query) == "asc")
     found = await call.deps.stores.read(page)
-    return json_response(listed([store_view(each, call.deps.now_s) for each in found], has_more))
+    return json_response(
+        as_page([store_view(each, call.deps.now_s) for each in found], has_more=has_more)
+    )
 
 
 @routes.operation("GET", _PATH, Scope.JOBS_READ, answers=VectorStoreView)
@@ -176,17 +178,6 @@ def cut(
         if not after:
             return ordered[-limit:], len(ordered) > limit
     return ordered[:limit], len(ordered) > limit
-
-
-def listed(views: Sequence[Mapping[str, Any]], has_more: bool) -> dict[str, Any]:
-    """A page in OpenAI's form."""
-    return {
-        "object": "list",
-        "data": list(views),
-        "first_id": views[0]["id"] if views else None,
-        "last_id": views[-1]["id"] if views else None,
-        "has_more": has_more,
-    }
 
 
 async def _shown(call: Call[VectorStoreDeps], store_id: str) -> Response:

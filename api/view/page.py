@@ -48,11 +48,15 @@ def page_of(
         if not places:
             raise BadRequest(f"after must be the id of {entry}", "after")
         views = views[places[0] + 1 :]
-    page = views[:limit]
+    return as_page(views[:limit], has_more=len(views) > limit)
+
+
+def as_page(views: Sequence[Mapping[str, Any]], *, has_more: bool) -> dict[str, Any]:
+    """These entries as a page in OpenAI's form."""
     return {
         "object": "list",
-        "data": list(page),
-        "first_id": page[0]["id"] if page else None,
-        "last_id": page[-1]["id"] if page else None,
-        "has_more": len(views) > limit,
+        "data": list(views),
+        "first_id": views[0]["id"] if views else None,
+        "last_id": views[-1]["id"] if views else None,
+        "has_more": has_more,
     }

@@ -1,6 +1,8 @@
 """The OpenAPI document: complete in what schemathesis does not ask about."""
 
+import ast
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -8,6 +10,7 @@ import pytest
 
 from api import wiring
 from api.app import create_app
+from api.http.described import DESCRIBED
 from api.routes import response_socket, socket
 from api.settings import ApiSettings
 from eventing.redis.connection import connect
@@ -159,3 +162,28 @@ def test_every_call_says_that_it_may_be_limited_and_when_to_come_back(
         for status in ("429", "503"):
             refusal = refusals[name_of(operation["responses"][status]["$ref"])]
             assert "Retry-After" in refusal["headers"], (name, status)
+
+
+def test_each_text_in_a_type_of_an_answer_stands_below_a_field_and_is_shown() -> None:
+    lost = []
+    for path in Path(wiring.__file__).parent.rglob("*.py"):
+        for kind in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(kind, ast.ClassDef) and _is_typed_dict(kind):
+                lost += [f"{path.name}: {kind.name}" for _ in _lost_texts(kind)]
+
+    assert lost == []
+
+
+def _is_typed_dict(kind: ast.ClassDef) -> bool:
+    bases = {base.id for base in kind.bases if isinstance(base, ast.Name)}
+    return bool(bases & {"TypedDict", *(each.__name__ for each in DESCRIBED)})
+
+
+def _lost_texts(kind: ast.ClassDef) -> list[ast.stmt]:
+    """The texts that no field gets."""
+    is_shown = any(isinstance(d, ast.Name) and d.id == "described" for d in kind.decorator_list)
+    return [
+        text
+        for above, text in zip(kind.body, kind.body[1:], strict=False)
+        if isinstance(text, ast.Expr) and not (is_shown and isinstance(above, ast.AnnAssign))
+    ]
