@@ -11,21 +11,17 @@ from typing import Any, Final
 from api.view.conversation import whole_item
 from api.view.retrieval import RESULTS
 from eventing.errors import BadRequest, InvalidJob
-from eventing.job.call_fields import (
+from eventing.job.call.fields import PENALTIES, SAMPLING, SHAPING
+from eventing.job.call.moderation import MODERATION, MODERATION_SCHEMA, check_moderation
+from eventing.job.call.rule import (
     FLAG,
-    MODERATION,
-    MODERATION_SCHEMA,
     NAME,
     OBJECT,
-    PENALTIES,
-    SAMPLING,
-    SHAPING,
     TEXT,
     TEXTS,
     Rules,
     check,
     check_fields,
-    check_moderation,
     nullable,
     object_schema,
     one_of,

@@ -42,7 +42,7 @@ from eventing.errors import (
     TorporError,
 )
 from eventing.job.cache import directives
-from eventing.job.call_fields import FieldRule, Schema, check, nullable, one_of
+from eventing.job.call.rule import FieldRule, Schema, check, nullable, one_of
 from eventing.job.job import (
     API_SOURCE,
     KEY,

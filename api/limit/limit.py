@@ -14,7 +14,8 @@ from typing_extensions import TypedDict
 from api.http.described import described
 from api.settings import ApiSettings
 from eventing.errors import BadRequest, Unavailable
-from eventing.job.call_fields import CHAT_BATCH_URL, MODERATION_URL
+from eventing.job.call.fields import CHAT_BATCH_URL
+from eventing.job.call.moderation import MODERATION_URL
 from eventing.job.job import Job, JobRequest
 
 MINUTE_S: Final = 60

@@ -7,7 +7,7 @@ one that is held open to the interactive lane, one in the background to the defa
 from collections.abc import Mapping
 from typing import Any, Final
 
-from eventing.job.call_fields import FieldRule, check, one_of
+from eventing.job.call.rule import FieldRule, check, one_of
 from eventing.job.job import Job, Lane
 
 FIELD: Final = "service_tier"

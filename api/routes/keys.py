@@ -31,7 +31,7 @@ from eventing.api_key import (
 )
 from eventing.clock import Clock
 from eventing.errors import BadRequest, InvalidJob, NotFound, WrongState
-from eventing.job.call_fields import check, number
+from eventing.job.call.rule import check, number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

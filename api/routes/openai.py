@@ -56,14 +56,9 @@ from api.view.openai import (
 from api.view.outcome import answer_of, failure_of
 from eventing.errors import InvalidJob, NotFound, TorporError
 from eventing.job.cache import directives
-from eventing.job.call_fields import (
-    CHAT_BATCH_URL,
-    FLAG,
-    MODERATION_URL,
-    NAME,
-    nullable,
-    request_schema,
-)
+from eventing.job.call.fields import CHAT_BATCH_URL, request_schema
+from eventing.job.call.moderation import MODERATION_URL
+from eventing.job.call.rule import FLAG, NAME, nullable
 from eventing.job.capability import Capability
 from eventing.job.job import URL_BY_FIELD, Job, Lane
 from eventing.job.plan import ROUTE_STEP, STEPS_AFTER

@@ -21,7 +21,7 @@ from api.routes.responses import RESPONSE_REQUEST, ResponseDeps
 from api.routes.route import Call, Routes
 from api.view.outcome import failure_of
 from eventing.errors import BadRequest
-from eventing.job.call_fields import NAME, TEXT, check_fields, object_schema
+from eventing.job.call.rule import NAME, TEXT, check_fields, object_schema
 from eventing.job.job import Job, Lane
 from eventing.store.conversation.messages import Message, messages_of
 

@@ -40,7 +40,7 @@ from api.webhook.webhook import (
     new_secret,
 )
 from eventing.errors import InvalidJob, NotFound, Unavailable, WrongState
-from eventing.job.call_fields import FLAG, check
+from eventing.job.call.rule import FLAG, check
 from eventing.process.egress import AllowList, check_url
 
 

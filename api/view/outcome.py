@@ -9,7 +9,7 @@ from typing import Any, Final
 from api.limit.service_tier import used_tier
 from eventing.errors import BadRequest, TorporError
 from eventing.job.answer_links import shown_result
-from eventing.job.call_fields import MODERATION, MODERATION_URL
+from eventing.job.call.moderation import MODERATION, MODERATION_URL
 from eventing.job.job import CHAT_URLS, Job, JobState
 from eventing.job.moderation.inline import moderation_of
 from eventing.job.plan import GROUND_STEP

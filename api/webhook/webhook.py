@@ -18,7 +18,7 @@ from standardwebhooks import Webhook
 
 from api.webhook.schedule import TryVerdict
 from eventing.errors import InvalidJob
-from eventing.job.call_fields import Schema
+from eventing.job.call.rule import Schema
 from eventing.job.job import Job, JobState
 from eventing.store.conversation.summary import SUMMARY
 

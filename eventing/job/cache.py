@@ -15,7 +15,7 @@ import orjson
 
 from eventing.errors import BadRequest
 from eventing.job.cache_key import cache_key
-from eventing.job.call_fields import MODERATION_URL
+from eventing.job.call.moderation import MODERATION_URL
 from eventing.job.plan import Plan, read_pipelines
 from eventing.known_fields import known_fields
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final
 
-from eventing.job.call_fields import MODERATION_URL
+from eventing.job.call.moderation import MODERATION_URL
 from eventing.job.job import JobRequest
 
 

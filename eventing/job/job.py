@@ -16,7 +16,8 @@ import orjson
 
 from eventing.errors import InvalidJob
 from eventing.job.cache import CacheUse
-from eventing.job.call_fields import CHAT_BATCH_URL, MODERATION_URL, check_body
+from eventing.job.call.fields import CHAT_BATCH_URL, check_body
+from eventing.job.call.moderation import MODERATION_URL
 from eventing.job.plan import Hold, Plan, StepRecord, StepStatus
 from eventing.known_fields import known_fields
 

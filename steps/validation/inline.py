@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from eventing.errors import BadRequest, Unavailable
-from eventing.job.call_fields import MODERATION
+from eventing.job.call.moderation import MODERATION
 from eventing.job.job import CONTENT_FILTER, JobError
 from eventing.job.moderation.inline import moderation_of, side_error, side_result
 from eventing.job.plan import MODERATE_STEP, Pipelines

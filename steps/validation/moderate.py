@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eventing.errors import BadRequest, InvalidJob, TorporError
-from eventing.job.call_fields import MODERATION_URL
+from eventing.job.call.moderation import MODERATION_URL
 from eventing.job.job import JobError
 from eventing.job.moderation.categories import moderation_result
 from eventing.job.moderation.inline import INLINE

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from eventing.errors import InvalidJob
-from eventing.job.call_fields import MODERATION
+from eventing.job.call.moderation import MODERATION
 from eventing.job.job import JobRequest
 from eventing.job.plan import (
     MODERATE_STEP,

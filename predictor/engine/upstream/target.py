@@ -14,7 +14,7 @@ import orjson
 from yarl import URL
 
 from eventing.errors import InvalidJob
-from eventing.job.call_fields import MODERATION
+from eventing.job.call.moderation import MODERATION
 from eventing.process.egress import AllowList, check_url
 from eventing.process.guarded_resolver import GuardedResolver, TargetRefused
 from eventing.process.setting import token_file

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from eventing.errors import InvalidJob
-from eventing.job.call_fields import check_body
+from eventing.job.call.fields import check_body
 
 CHAT, TEXT, VECTORS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 BODIES: dict[str, dict[str, Any]] = {

@@ -5,103 +5,45 @@ refused at submit and wakes no predictor. Fields that are not listed here are le
 fields and values than OpenAI does. Pure.
 """
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, Final
 
 from eventing.errors import InvalidJob
+from eventing.job.call.moderation import (
+    JUDGED_SCHEMA,
+    MODERATION,
+    MODERATION_SCHEMA,
+    check_judged,
+    check_moderation,
+)
+from eventing.job.call.rule import (
+    FLAG,
+    NAME,
+    OBJECT,
+    TEXT,
+    TEXT_SCHEMA,
+    TEXTS,
+    FieldRule,
+    Rules,
+    Schema,
+    above,
+    check,
+    check_fields,
+    is_number,
+    is_whole,
+    number,
+    object_schema,
+    one_of,
+    whole,
+)
 
 CHAT_BATCH_URL: Final = "/v1/chat/completions/batch"
 """vLLM's call of several conversations, answered by one choice each."""
 
-MODERATION_URL: Final = "/v1/moderations"
-"""OpenAI's judgement of texts."""
-
-MODERATION: Final = "moderation"
-"""OpenAI's field of a request that is to be judged, and of the answer that says how."""
-
-Schema = Mapping[str, Any]
-"""JSON Schema, as OpenAPI 3.1 has it."""
-
-
-@dataclass(frozen=True, slots=True)
-class FieldRule:
-    """What a value must be: a description, a predicate and JSON Schema. A null field counts as missing."""
-
-    must_be: str
-    is_kept_by: Callable[[Any], bool]
-    schema: Schema
-
-
-Rules = Mapping[str, FieldRule]
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def whole(least: int, most: int | None = None) -> FieldRule:
-    """A rule for whole numbers within bounds."""
-    words = f"a whole number of at least {least}" + ("" if most is None else f" and at most {most}")
-    return FieldRule(
-        words,
-        lambda v: _is_whole(v) and v >= least and (most is None or v <= most),
-        {"type": "integer", "minimum": least} | ({} if most is None else {"maximum": most}),
-    )
-
-
-def number(least: float, most: float | None = None) -> FieldRule:
-    """A rule for numbers within bounds."""
-    words = f"a number of at least {least:g}" + ("" if most is None else f" and at most {most:g}")
-    return FieldRule(
-        words,
-        lambda v: _is_number(v) and v >= least and (most is None or v <= most),
-        {"type": "number", "minimum": least} | ({} if most is None else {"maximum": most}),
-    )
-
-
-def _above(least: float, most: float | None = None) -> FieldRule:
-    """A rule for numbers above one bound and, if there is another, not above that."""
-    words = f"a number above {least:g}" + ("" if most is None else f" and at most {most:g}")
-    return FieldRule(
-        words,
-        lambda v: _is_number(v) and v > least and (most is None or v <= most),
-        {"type": "number", "exclusiveMinimum": least} | ({} if most is None else {"maximum": most}),
-    )
-
-
-def one_of(*words: str) -> FieldRule:
-    """A rule for one of several strings."""
-    return FieldRule(
-        f"one of {', '.join(words)}",
-        lambda v: isinstance(v, str) and v in words,
-        {"type": "string", "enum": list(words)},
-    )
-
-
-_TEXT_SCHEMA: Final[Schema] = {"type": "string"}
-_TEXTS_SCHEMA: Final[Schema] = {"type": "array", "items": _TEXT_SCHEMA}
-TEXT: Final = FieldRule("text", lambda v: isinstance(v, str), _TEXT_SCHEMA)
-NAME: Final = FieldRule(
-    "text that is not empty",
-    lambda v: isinstance(v, str) and bool(v),
-    {"type": "string", "minLength": 1},
-)
 _FLAG_OR_WORD: Final = FieldRule(
     "true or false", lambda v: isinstance(v, bool) or v in ("true", "false"), {"type": "boolean"}
 )
 """As vLLM reads it."""
-FLAG: Final = FieldRule("true or false", lambda v: isinstance(v, bool), {"type": "boolean"})
-OBJECT: Final = FieldRule("an object", lambda v: isinstance(v, Mapping), {"type": "object"})
-TEXTS: Final = FieldRule(
-    "a list of texts",
-    lambda v: isinstance(v, list) and all(isinstance(one, str) for one in v),
-    _TEXTS_SCHEMA,
-)
 _STOP: Final = FieldRule(
     "text or a list of texts, none of them empty",
     lambda v: NAME.is_kept_by(v) or (TEXTS.is_kept_by(v) and all(v)),
@@ -110,7 +52,7 @@ _STOP: Final = FieldRule(
 _BIAS: Final = FieldRule(
     "an object of numbers by token id",
     lambda v: (
-        isinstance(v, Mapping) and all(k.isdecimal() and _is_number(one) for k, one in v.items())
+        isinstance(v, Mapping) and all(k.isdecimal() and is_number(one) for k, one in v.items())
     ),
     {
         "type": "object",
@@ -120,7 +62,7 @@ _BIAS: Final = FieldRule(
 )
 _IDS: Final = FieldRule(
     "a list of token ids",
-    lambda v: isinstance(v, list) and all(_is_whole(one) and one >= 0 for one in v),
+    lambda v: isinstance(v, list) and all(is_whole(one) and one >= 0 for one in v),
     {"type": "array", "items": {"type": "integer", "minimum": 0}},
 )
 _TOOL_CHOICE: Final = FieldRule(
@@ -139,29 +81,6 @@ _PART: Final = one_of(
 """
 _INT64: Final = 2**63
 
-MOST_JUDGED: Final = 512
-"""Texts of one moderation."""
-_MODE: Final = one_of("score", "block")
-_SIDE_SCHEMA: Final[Schema] = {
-    "type": ["object", "null"],
-    "required": ["mode"],
-    "properties": {"mode": _MODE.schema},
-    "additionalProperties": False,
-}
-MODERATION_SCHEMA: Final[Schema] = {
-    "type": "object",
-    "required": ["model"],
-    "additionalProperties": False,
-    "properties": {
-        "model": NAME.schema,
-        "policy": {
-            "type": ["object", "null"],
-            "properties": {"input": _SIDE_SCHEMA, "output": _SIDE_SCHEMA},
-            "additionalProperties": False,
-        },
-    },
-}
-"""Which model judges the request and its answer, and whether that only scores or blocks."""
 _ABSENT: Final = FieldRule(
     "absent: this call is not moderated inline", lambda _: False, {"type": "null"}
 )
@@ -182,7 +101,7 @@ PENALTIES: Final[Rules] = {
 _OF_ENGINES: Final[Rules] = {
     "top_k": whole(-1),
     "min_p": number(0, 1),
-    "repetition_penalty": _above(0),
+    "repetition_penalty": above(0),
     "min_tokens": whole(0),
     "stop_token_ids": _IDS,
 }
@@ -225,7 +144,7 @@ _HOLDERS: Final[Schema] = {
     "items": {
         "type": "object",
         "properties": {
-            "type": _TEXT_SCHEMA,
+            "type": TEXT_SCHEMA,
             "function": {
                 "type": "object",
                 "required": ["name"],
@@ -249,7 +168,7 @@ _MESSAGES: Final[Schema] = {
                 "items": {
                     "type": ["object", "string"],
                     "required": ["type"],
-                    "properties": {"type": _PART.schema, "text": _TEXT_SCHEMA},
+                    "properties": {"type": _PART.schema, "text": TEXT_SCHEMA},
                 },
             },
             "tool_calls": _HOLDERS,
@@ -260,7 +179,7 @@ _FORMAT: Final[Schema] = {
     "type": "object",
     "required": ["type"],
     "properties": {
-        "type": _TEXT_SCHEMA,
+        "type": TEXT_SCHEMA,
         "json_schema": {
             "type": "object",
             "required": ["name"],
@@ -273,19 +192,6 @@ _PROMPT: Final[Schema] = {
     "minLength": 1,
     "minItems": 1,
     "description": "text, token ids, or a list of either",
-}
-
-
-_JUDGED: Final[Schema] = {
-    "type": ["string", "array"],
-    "minItems": 1,
-    "maxItems": MOST_JUDGED,
-    "description": "a text, a list of texts, or a list of parts, which are judged as one",
-    "items": {
-        "type": ["string", "object"],
-        "required": ["type"],
-        "properties": {"type": {"enum": ["text", "image_url"]}, "text": _TEXT_SCHEMA},
-    },
 }
 
 
@@ -304,32 +210,9 @@ def request_schema(url: str) -> dict[str, Any]:
         case "/v1/completions":
             return object_schema({"model": NAME.schema, "prompt": _PROMPT}, _COMPLETION)
         case "/v1/moderations":
-            return object_schema({"model": NAME.schema, "input": _JUDGED}, {})
+            return object_schema({"model": NAME.schema, "input": JUDGED_SCHEMA}, {})
         case _:
             return object_schema({"model": NAME.schema, "input": _PROMPT}, _EMBEDDING)
-
-
-def object_schema(
-    needed: Mapping[str, Schema], rules: Rules, more: Mapping[str, Schema] | None = None
-) -> dict[str, Any]:
-    """An object with the fields it needs, and those it may have or leave null."""
-    optional = {name: rule.schema for name, rule in rules.items()} | dict(more or {})
-    return {
-        "type": "object",
-        "required": list(needed),
-        "properties": dict(needed) | {name: nullable(one) for name, one in optional.items()},
-    }
-
-
-def nullable(schema: Schema) -> dict[str, Any]:
-    """The same, or null."""
-    kind = schema.get("type")
-    if kind is None:
-        return {"anyOf": [schema, {"type": "null"}]}
-    others = [each for each in (kind if isinstance(kind, list) else [kind]) if each != "null"]
-    kinds = {"type": [*others, "null"]}
-    choices = {"enum": [*schema["enum"], None]} if "enum" in schema else {}
-    return {**schema, **kinds, **choices}
 
 
 def check_body(url: str, body: Mapping[str, Any]) -> None:
@@ -352,46 +235,10 @@ def check_body(url: str, body: Mapping[str, Any]) -> None:
             _check_prompt(body.get("prompt"), "body.prompt")
             check_fields(body, _COMPLETION, "body.")
         case "/v1/moderations":
-            _check_judged(body.get("input"))
+            check_judged(body.get("input"))
         case _:
             _check_prompt(body.get("input"), "body.input")
             check_fields(body, _EMBEDDING, "body.")
-
-
-def check_moderation(value: Any, where: str) -> None:
-    """Raises `InvalidJob` for what is no `moderation {model, policy}`."""
-    if value is None:
-        return
-    _check_members(value, where, ("model", "policy"))
-    check(f"{where}.", value.get("model"), NAME, "model")
-    policy = value.get("policy")
-    if policy is None:
-        return
-    _check_members(policy, f"{where}.policy", ("input", "output"))
-    for side, rule in policy.items():
-        if rule is not None:
-            _check_members(rule, f"{where}.policy.{side}", ("mode",))
-            check(f"{where}.policy.{side}.", rule.get("mode"), _MODE, "mode")
-
-
-def _check_members(value: Any, where: str, known: Collection[str]) -> None:
-    """An object with no other members: one that is not understood could be a check that is not made."""
-    check("", value, OBJECT, where)
-    for name in value.keys() - set(known):
-        raise InvalidJob(f"{where}.{name:.40} is not supported", f"{where}.{name:.40}")
-
-
-def check_fields(body: Mapping[str, Any], rules: Rules, where: str = "") -> None:
-    """Raises `InvalidJob` for the first field that breaks its rule."""
-    for name, value in body.items():
-        if value is not None and (rule := rules.get(name)) is not None:
-            check(where, value, rule, name)
-
-
-def check(where: str, value: Any, rule: FieldRule, name: str) -> None:
-    """Raises `InvalidJob` naming `where` and `name` when the value breaks the rule."""
-    if not rule.is_kept_by(value):
-        raise InvalidJob(f"{where}{name} must be {rule.must_be}", f"{where}{name}")
 
 
 def _check_chats(body: Mapping[str, Any]) -> None:
@@ -522,21 +369,5 @@ def _check_prompt(value: Any, where: str) -> None:
         raise InvalidJob(f"{where} must hold texts, or token ids, or lists of token ids", where)
 
 
-def _check_judged(value: Any) -> None:
-    """A text, texts, or parts."""
-    where = "body.input"
-    if isinstance(value, str) or (TEXTS.is_kept_by(value) and 0 < len(value) <= MOST_JUDGED):
-        return
-    if not isinstance(value, list) or not 0 < len(value) <= MOST_JUDGED:
-        raise InvalidJob(f"{where} must be text, or a list of 1 to {MOST_JUDGED} texts", where)
-    for index, part in enumerate(value):
-        part_where = f"{where}[{index}]"
-        if not isinstance(part, Mapping):
-            raise InvalidJob(f"{where} must hold texts, or parts", where)
-        check(f"{part_where}.", part.get("type"), one_of("text", "image_url"), "type")
-        if part["type"] == "text":
-            check(f"{part_where}.", part.get("text"), TEXT, "text")
-
-
 def _are_ids(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(_is_whole(v) and v >= 0 for v in value)
+    return isinstance(value, list) and bool(value) and all(is_whole(v) and v >= 0 for v in value)
