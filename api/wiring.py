@@ -19,7 +19,6 @@ from api.batch.store import BatchStore
 from api.console import overview, page
 from api.http.shutdown import Shutdown
 from api.job.catalog import Catalog
-from api.job.concurrency_limiter import ConcurrencyLimiter
 from api.job.cut_off import CutOffCalls
 from api.job.idempotency import Replay
 from api.job.live import LiveDeps
@@ -30,6 +29,7 @@ from api.job.summaries import Summaries
 from api.job.waiting import QueueWaiting, WakingNotes
 from api.limit.budget import Budgets
 from api.limit.budget_notice import BudgetNotices
+from api.limit.concurrency_limiter import ConcurrencyLimiter
 from api.limit.cost import costs_of, prices_of
 from api.limit.gate import LimitGate
 from api.limit.job_budgets import JobBudgets

@@ -70,7 +70,7 @@ GROUPS: Final = {
         ),
     ),
     "submission": Group(
-        ("api/job/submission.py", "api/job/concurrency_limiter.py"),
+        ("api/job/submission.py", "api/job/submit_options.py", "api/limit/concurrency_limiter.py"),
         (
             "tests/unit/api/test_api_submission.py",
             "tests/unit/api/test_concurrency_limiter.py",

@@ -11,8 +11,9 @@ from api.auth.principal import Principal
 from api.batch.batch import RESPONSES, Batch, BatchStatus, Running, parse_line
 from api.batch.jsonl import BatchLine
 from api.batch.store import BatchStore
+from api.http.metadata import check_metadata
 from api.job.conversation import chat_line, field_of_call, read_ask, record_metadata
-from api.job.submission import SubmitDeps, check_metadata, submit_line
+from api.job.submission import SubmitDeps, submit_line
 from api.webhook.service import WebhookService
 from eventing.clock import Clock
 from eventing.errors import BadRequest, InvalidJob, ObjectGone, ObjectsUnavailable, TorporError

@@ -12,7 +12,7 @@ from typing import Final
 import orjson
 from redis.asyncio import Redis
 
-from api.job.submission import check_metadata
+from api.http.metadata import check_metadata
 from api.view.job import public_metadata
 from api.view.outcome import failure_of
 from eventing.errors import BadRequest, NotFound

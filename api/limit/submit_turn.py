@@ -31,9 +31,8 @@ class SubmitTurns:
 
     @asynccontextmanager
     async def of(self, job_id: JobId, wait_s: float) -> AsyncIterator[bool]:
-        """Wait for the turn of a submit, and hold it; True when the job is recorded already: none waits
-        then.
-        Raises `StoreUnavailable`, and `Overloaded` when it does not come in time.
+        """Wait for the turn of a submit, and hold it. Gives True when the job is recorded already; then no turn is
+        waited for. Raises `StoreUnavailable`, and `Overloaded` when it does not come in time.
         """
         token = secrets.token_hex(8)
         try:

@@ -11,8 +11,8 @@ from starlette.responses import Response
 from api.auth.principal import Scope
 from api.batch.batch import RESPONSES, Batch, BatchStatus, BatchView, check_endpoint
 from api.batch.store import BatchStore
+from api.http.metadata import METADATA, check_metadata
 from api.http.parameter import AFTER, IDEMPOTENCY_KEY, LIMIT
-from api.job.submission import METADATA, check_metadata
 from api.openapi.operation import Body
 from api.routes.files import EXPIRES_AFTER, check_expires_after, keyed_hex
 from api.routes.jobs import json_response

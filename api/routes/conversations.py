@@ -10,9 +10,9 @@ from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from api.auth.principal import Scope
+from api.http.metadata import METADATA, check_metadata
 from api.http.parameter import AFTER, LIMIT, ORDER, Parameter
 from api.job.response_request import input_items
-from api.job.submission import METADATA, check_metadata
 from api.openapi.operation import Body
 from api.routes.files import keyed_hex
 from api.routes.jobs import json_response

@@ -16,7 +16,8 @@ from api.auth.principal import Scope
 from api.http.body import parse_object
 from api.http.parameter import CURSOR, LIMIT
 from api.job.catalog import Catalog
-from api.job.submission import JOB_SCHEMA, JobAdmission
+from api.job.submission import JobAdmission
+from api.job.submit_options import JOB_SCHEMA
 from api.openapi.operation import Body
 from api.routes.jobs import FIELDS, JobList, json_response, own_job
 from api.routes.route import Call, Routes

@@ -18,13 +18,8 @@ from api.http.protocol import writer_of
 from api.http.shutdown import Shutdown
 from api.http.sse import Stream
 from api.job.live import LiveDeps, outlook_of, wait_for_end
-from api.job.submission import (
-    JOB_SCHEMA,
-    SUBMIT_HEADERS,
-    SubmitDeps,
-    parse_submit_options,
-    submit,
-)
+from api.job.submission import SubmitDeps, submit
+from api.job.submit_options import JOB_SCHEMA, SUBMIT_HEADERS, parse_submit_options
 from api.openapi.operation import Body, Text
 from api.routes.route import Call, Routes
 from api.routes.stream import END, job_frames, parse_cursor

@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from api.auth.principal import Scope
 from api.http.errors import ModelNotFound
+from api.http.metadata import METADATA
 from api.http.parameter import Parameter
 from api.http.problem import openai_error
 from api.http.protocol import ResponseWriter, writer_of
@@ -22,13 +23,8 @@ from api.job.catalog import Catalog
 from api.job.live import LiveDeps, job_now, moments, write_directly
 from api.job.stored_completions import MARK, StoredCompletions
 from api.job.stream_position import StreamBroken
-from api.job.submission import (
-    METADATA,
-    SUBMIT_HEADERS,
-    SubmitDeps,
-    parse_submit_options,
-    submit,
-)
+from api.job.submission import SubmitDeps, submit
+from api.job.submit_options import SUBMIT_HEADERS, parse_submit_options
 from api.limit import service_tier
 from api.openapi.examples import CHAT_CHUNK, TEXT_CHUNK
 from api.openapi.operation import Body, Text

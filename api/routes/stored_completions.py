@@ -13,9 +13,9 @@ from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from api.auth.principal import Scope
+from api.http.metadata import METADATA
 from api.http.parameter import AFTER, LIMIT, Choice, Parameter
 from api.job.stored_completions import StoredCompletion, StoredCompletions
-from api.job.submission import METADATA
 from api.openapi.operation import Body
 from api.routes.jobs import json_response
 from api.routes.route import Call, Routes

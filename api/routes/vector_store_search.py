@@ -10,13 +10,8 @@ from typing import Any
 from starlette.responses import Response
 
 from api.auth.principal import Scope
-from api.job.submission import (
-    SUBMIT_HEADERS,
-    SubmitDeps,
-    parse_submit_options,
-    step_job,
-    submit_new,
-)
+from api.job.submission import SubmitDeps, step_job, submit_new
+from api.job.submit_options import SUBMIT_HEADERS, parse_submit_options
 from api.openapi.operation import Body
 from api.routes.held import HeldDeps, ended_job, job_of_repeat
 from api.routes.jobs import json_response, naming

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from api.job.submission import METADATA, check_metadata
+from api.http.metadata import METADATA, check_metadata
 from eventing.errors import BadRequest, InvalidJob
 from eventing.store.vector_store.query import parse_query
 from eventing.store.vector_store.record import Chunking, FileSettings, StoreSettings, is_file_id

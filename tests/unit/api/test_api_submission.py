@@ -12,15 +12,9 @@ from jsonschema import Draft202012Validator
 
 from api.auth.principal import Principal
 from api.job.catalog import Catalog
-from api.job.concurrency_limiter import ConcurrencyLimiter
-from api.job.submission import (
-    JOB_SCHEMA,
-    SubmitDeps,
-    SubmitOptions,
-    keyed_job_id,
-    parse_submit_options,
-    submit,
-)
+from api.job.submission import SubmitDeps, keyed_job_id, submit
+from api.job.submit_options import JOB_SCHEMA, SubmitOptions, parse_submit_options
+from api.limit.concurrency_limiter import ConcurrencyLimiter
 from api.settings import ModelCard
 from eventing.broker.intake import Intake
 from eventing.clock import SystemClock

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from api.job.concurrency_limiter import ConcurrencyLimiter
+from api.limit.concurrency_limiter import ConcurrencyLimiter
 from eventing.errors import Overloaded
 
 
