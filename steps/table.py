@@ -39,8 +39,8 @@ from steps.retrieval.tokens import word_pieces
 from steps.route.step import route
 from steps.semantic_cache.make import semantic_cache
 from steps.validation.cascade import SharedCascadeLimit
-from steps.validation.guard import GuardClient, Guards
 from steps.validation.inline import InlineModeration
+from steps.validation.model_client import ModelClient
 from steps.validation.moderate import Moderate, Moderator
 from steps.validation.moderate_input import NAME as MODERATE_INPUT
 from steps.validation.moderate_input import ModerateInput
@@ -83,10 +83,10 @@ def handlers(parts: Parts) -> Mapping[str, Handler]:
     }
 
 
-def _guards(parts: Parts) -> GuardClient:
+def _guards(parts: Parts) -> ModelClient:
     settings = parts.settings
     token = settings.guard_token.get_secret_value()
-    made = GuardClient(Guards(clock=parts.clock, url=settings.guard_url, token=token))
+    made = ModelClient(parts.clock, url=settings.guard_url, token=token)
     parts.at_end.append(made.aclose)
     return made
 

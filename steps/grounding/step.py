@@ -15,11 +15,11 @@ from eventing.job.moderation.claim import Claim
 from eventing.job.passage import last_user, text_of, without_links
 from eventing.job.plan import GROUND_STEP, Plan
 from steps.grounding.checker import SETTING as CHECKER
-from steps.grounding.checker import Checked, CheckerSettings, check, parse_checker
+from steps.grounding.checker import Checked, CheckerSettings, check
 from steps.grounding.support import Span, Support, support
 from steps.handler import Continue, Skip, StepCall, StepOutcome, Withhold, wrong_setting
 from steps.validation.format_rules import answer_texts
-from steps.validation.guard import GuardClient
+from steps.validation.model_client import ModelClient, parse_model
 
 NAME: Final = GROUND_STEP
 _MODES: Final = ("annotate", "block")
@@ -48,7 +48,7 @@ def parse_rule(settings: Mapping[str, Any]) -> GroundingRule:
         raise BadRequest("min_score must be a number from 0 to 1", "min_score")
     if settings.get("hold", "whole") != "whole":
         raise BadRequest("hold must be whole: the verdict is of the whole answer", "hold")
-    checker = parse_checker(settings.get(CHECKER))
+    checker = parse_model(CheckerSettings, settings.get(CHECKER))
     return GroundingRule(mode=mode, min_score=float(least), checker=checker)
 
 
@@ -57,7 +57,7 @@ class Ground:
     `pipeline[].detail.grounding`, and in the answer; of several choices it is the worst one's.
     """
 
-    def __init__(self, client: GuardClient) -> None:
+    def __init__(self, client: ModelClient) -> None:
         self._client = client
 
     async def __call__(self, call: StepCall) -> StepOutcome:

@@ -8,6 +8,7 @@ from steps.semantic_cache.settings import NAME, parse_settings
 from steps.semantic_cache.step import SemanticCacheStep
 from steps.semantic_cache.verifier import Verifier
 from steps.semantic_cache.writer import SemanticCacheWriter
+from steps.validation.model_client import ModelClient
 
 
 def semantic_cache(parts: Parts) -> Handler:
@@ -18,8 +19,9 @@ def semantic_cache(parts: Parts) -> Handler:
     for planned in filter(None, plans):
         parse_settings(planned.settings)
     entries = SemanticEntries(parts.redis)
-    verifier = Verifier(parts.settings.verifier_token.get_secret_value())
-    parts.at_end.append(verifier.aclose)
+    token = parts.settings.verifier_token.get_secret_value()
+    client = ModelClient(parts.clock, token=token)
+    parts.at_end.append(client.aclose)
     if any(plans):
         writer = SemanticCacheWriter(entries=entries, store=parts.store, embedder=parts.embedder)
         consumer = EndedConsumer(parts.redis, parts.store, [writer], group=NAME)
@@ -28,6 +30,6 @@ def semantic_cache(parts: Parts) -> Handler:
         entries=entries,
         store=parts.store,
         embedder=parts.embedder,
-        verifier=verifier,
+        verifier=Verifier(client),
         clock=parts.clock,
     )

@@ -7,8 +7,9 @@ from typing import Any
 
 from eventing.errors import Unavailable
 from steps.handler import StepCall
-from steps.validation.guard import GuardClient
+from steps.validation.guard import judge
 from steps.validation.guard_forms import SETTING, parse_guard
+from steps.validation.model_client import ModelClient
 from steps.validation.texts import choice_texts
 from steps.validation.verdict import Verdict
 
@@ -16,7 +17,7 @@ from steps.validation.verdict import Verdict
 class GuardCheck:
     """The check. The client belongs to the caller."""
 
-    def __init__(self, guards: GuardClient) -> None:
+    def __init__(self, guards: ModelClient) -> None:
         self._guards = guards
 
     async def __call__(self, call: StepCall) -> Verdict:
@@ -32,7 +33,7 @@ class GuardCheck:
             text = "\n\n".join(choice_texts(choice))
             asker = f"{call.job.id} {SETTING} {call.job.attempt} {number}"
             try:
-                said = await self._guards.judge(guard, "assistant", text, asker=asker)
+                said = await judge(self._guards, guard, "assistant", text, asker=asker)
             except Unavailable:
                 if call.settings.get("mode") == "block":
                     raise

@@ -10,11 +10,10 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import Field, StringConstraints
 
-from eventing.errors import BadRequest
 from eventing.job.moderation.categories import CATEGORIES
-from eventing.process.setting import HttpUrl
+from steps.validation.model_client import ModelSettings, parse_model, said_in
 
 SETTING: Final = "guard"
 UNNAMED: Final = "unsafe"
@@ -25,22 +24,17 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Meaning = Annotated[str, StringConstraints(min_length=1, max_length=500)]
 
 
-class GuardSettings(BaseModel):
+class GuardSettings(ModelSettings):
     """A model that judges texts."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    SETTING = SETTING
 
-    model: str = Field(min_length=1, max_length=128)
-    url: HttpUrl | None = None
-    """An OpenAI-compatible endpoint up to `/v1`; without it the api of this installation, `TORPOR_GUARD_URL`."""
     form: Literal["prompt", "llama-guard"] = "prompt"
     """`prompt`: any chat model, asked in words. `llama-guard`: a model of that family, asked in its own form."""
     categories: dict[Name, Meaning] = Field({}, max_length=64)
     """Of `prompt`: what is looked for, each name with its meaning, in place of OpenAI's categories. Of `llama-guard`:
     the category of a code, in place of ours (`S5: harassment`).
     """
-    timeout_ms: int = Field(60_000, ge=100, le=3_600_000)
-    """Longest wait for one answer; after it the step is unavailable, and asks again later."""
     max_tokens: int = Field(128, ge=1, le=32_768)
     """Longest answer; more for a model that thinks first."""
 
@@ -54,14 +48,7 @@ class GuardSettings(BaseModel):
 
 def parse_guard(value: Any) -> GuardSettings | None:
     """The setting `guard`. Raises `BadRequest` naming the field."""
-    if value is None:
-        return None
-    try:
-        return GuardSettings.model_validate(value)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join([SETTING, *(str(part) for part in first["loc"])])
-        raise BadRequest(f"{where}: {first['msg']}", where) from None
+    return parse_model(GuardSettings, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +79,7 @@ def guard_call(
 
 def verdict_of(settings: GuardSettings, answer: Any) -> GuardVerdict:
     """What the answer of the endpoint says. An answer that was cut off or is anything but a verdict is not clear."""
-    said = _text_of(answer)
+    said = said_in(answer)
     if said is None:
         return GuardVerdict(is_clear=False)
     said = _THOUGHT.sub("", said).strip().strip("`*\"' ").strip()
@@ -111,15 +98,6 @@ def _named(settings: GuardSettings, words: list[str]) -> list[str]:
         return [codes.get(code, code) for word in words if _CODE.fullmatch(code := word.upper())]
     known = {name.lower(): name for name in settings.judged}
     return [known[word.lower()] for word in words if word.lower() in known]
-
-
-def _text_of(answer: Any) -> str | None:
-    try:
-        choice = answer["choices"][0]
-        said = choice["text"] if "text" in choice else choice["message"]["content"]
-        return said if isinstance(said, str) else None
-    except (KeyError, IndexError, TypeError):
-        return None
 
 
 def _llama_guard_prompt(role: Role, text: str) -> str:

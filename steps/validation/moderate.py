@@ -18,9 +18,10 @@ from eventing.job.moderation.inline import INLINE
 from eventing.job.moderation.policy import RULES
 from eventing.job.moderation.rules import Rules, parse_rules
 from steps.handler import Answer, Refuse, StepCall, StepOutcome, wrong_setting
-from steps.validation.guard import GuardClient
+from steps.validation.guard import judge
 from steps.validation.guard_forms import SETTING as GUARD
 from steps.validation.guard_forms import GuardSettings, Role, parse_guard
+from steps.validation.model_client import ModelClient
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +61,7 @@ class NoVerdict(TorporError):
 class Moderator:
     """Judges texts. The client belongs to the caller."""
 
-    def __init__(self, guards: GuardClient) -> None:
+    def __init__(self, guards: ModelClient) -> None:
         self._guards = guards
 
     async def result(
@@ -72,7 +73,7 @@ class Moderator:
         # In a thread: a long text made to be slow takes seconds, and the process has other runs.
         found = await asyncio.to_thread(rule.rules.categories, texts)
         if rule.guard is not None:
-            said = await self._guards.judge(rule.guard, role, "\n\n".join(texts), asker=asker)
+            said = await judge(self._guards, rule.guard, role, "\n\n".join(texts), asker=asker)
             if not said.is_clear:
                 raise NoVerdict("the guard model gave no verdict")
             found |= set(said.categories)

@@ -15,9 +15,10 @@ from eventing.job.job import CONTENT_FILTER, JobError
 from eventing.job.moderation.policy import RULES
 from eventing.job.moderation.rules import Rules, parse_rules
 from steps.handler import Continue, Refuse, StepCall, StepOutcome, wrong_setting
-from steps.validation.guard import GuardClient
+from steps.validation.guard import judge
 from steps.validation.guard_forms import SETTING as GUARD
 from steps.validation.guard_forms import GuardSettings, GuardVerdict, parse_guard
+from steps.validation.model_client import ModelClient
 from steps.validation.texts import JUDGED, request_texts, texts_in
 
 NAME: Final = "moderate-input"
@@ -50,7 +51,7 @@ def parse_input_rule(settings: Mapping[str, Any]) -> InputRule:
 class ModerateInput:
     """The handler. The client belongs to the caller."""
 
-    def __init__(self, guards: GuardClient) -> None:
+    def __init__(self, guards: ModelClient) -> None:
         self._guards = guards
 
     async def __call__(self, call: StepCall) -> StepOutcome:
@@ -67,7 +68,8 @@ class ModerateInput:
         detail: dict[str, Any] = {}
         if rule.guard is not None and not (categories and rule.is_blocked):
             try:
-                said = await self._guards.judge(
+                said = await judge(
+                    self._guards,
                     rule.guard,
                     "user",
                     "\n\n".join(request_texts(body)),

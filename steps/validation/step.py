@@ -26,10 +26,10 @@ from steps.validation.cascade import (
 )
 from steps.validation.format_rules import SETTING as FORMAT
 from steps.validation.format_rules import answer_texts, check_format, parse_format
-from steps.validation.guard import GuardClient
 from steps.validation.guard_check import GuardCheck
 from steps.validation.guard_forms import SETTING as GUARD
 from steps.validation.guard_forms import parse_guard
+from steps.validation.model_client import ModelClient
 from steps.validation.rule_check import SETTING as RULES
 from steps.validation.rule_check import check_rules
 from steps.validation.verdict import Check, Verdict
@@ -45,7 +45,7 @@ _QUOTED: Final = 20_000
 """Characters of a wrong answer that its repair is shown."""
 
 
-def checks(guards: GuardClient) -> dict[str, Check]:
+def checks(guards: ModelClient) -> dict[str, Check]:
     """The checks, each under the name of its setting. The guard comes last: it is the dearest."""
     return {FORMAT: check_format, RULES: check_rules, GUARD: GuardCheck(guards)}
 

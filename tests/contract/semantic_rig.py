@@ -18,6 +18,7 @@ from steps.semantic_cache.settings import NAME
 from steps.semantic_cache.step import SemanticCacheStep
 from steps.semantic_cache.verifier import Verifier
 from steps.semantic_cache.writer import SemanticCacheWriter
+from steps.validation.model_client import ModelClient
 
 SERVES: Mapping[str, Any] = {"sampled": True, "shadow": None, "lookup_ms": 10_000}
 """Settings of a step that serves from the start, and waits for a busy machine."""
@@ -52,7 +53,8 @@ class SemanticRig:
     def __post_init__(self) -> None:
         self.store = RedisStepStore(self.redis)
         self.entries = SemanticEntries(self.redis)
-        self.verifier = Verifier()
+        self.models = ModelClient(self.clock)
+        self.verifier = Verifier(self.models)
         self.step = SemanticCacheStep(
             entries=self.entries,
             store=self.store,

@@ -40,7 +40,7 @@ def embedder() -> PackagedEmbedder:
 async def rig(redis: Redis, embedder: PackagedEmbedder) -> AsyncIterator[SemanticRig]:
     made = SemanticRig(redis, embedder)  # type: ignore[arg-type]
     yield made
-    await made.verifier.aclose()
+    await made.models.aclose()
 
 
 class TestHit:
@@ -399,7 +399,7 @@ class TestVerifier:
 
             assert is_hit(job) is serves
             assert len(asked) == 1
-            await rig.verifier.aclose()
+            await rig.models.aclose()
 
     async def test_a_verifier_that_is_away_is_a_no(
         self, redis: Redis, embedder: PackagedEmbedder, port: int
@@ -410,7 +410,7 @@ class TestVerifier:
         await rig.ask("How do I cancel my subscription?")
 
         assert not is_hit(await rig.ask("I want to end my subscription"))
-        await rig.verifier.aclose()
+        await rig.models.aclose()
 
 
 class _Slow:

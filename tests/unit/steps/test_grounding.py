@@ -21,7 +21,7 @@ from steps.grounding.checker import checked
 from steps.grounding.step import Ground, parse_rule
 from steps.grounding.support import support
 from steps.handler import Continue, Refuse, Skip, StepCall, StepOutcome, Withhold
-from steps.validation.guard import GuardClient, Guards
+from steps.validation.model_client import ModelClient
 
 HANDBOOK = "Every employee has 27 days of paid leave. Leave is asked for in the portal."
 ROWS = Path(__file__).parents[3] / "bench/data/grounding_rows.jsonl"
@@ -49,14 +49,14 @@ def called(*texts: str, settings: dict[str, Any] | None = None) -> StepCall:
 
 
 @pytest.fixture
-async def client() -> AsyncIterator[GuardClient]:
-    made = GuardClient(Guards(clock=SystemClock()))
+async def client() -> AsyncIterator[ModelClient]:
+    made = ModelClient(SystemClock())
     yield made
     await made.aclose()
 
 
 @pytest.fixture
-def ground(client: GuardClient) -> Ground:
+def ground(client: ModelClient) -> Ground:
     """The step without a checker's endpoint."""
     return Ground(client)
 
@@ -226,13 +226,13 @@ class TestChecker:
     ANSWER = "Leave is 30 days, asked for in the portal."
 
     async def outcome(
-        self, client: GuardClient, endpoint: Endpoint, text: str = ANSWER, **settings: Any
+        self, client: ModelClient, endpoint: Endpoint, text: str = ANSWER, **settings: Any
     ) -> StepOutcome:
         checker = {"model": "judge", "url": endpoint.url}
         return await Ground(client)(called(text, settings={"checker": checker, **settings}))
 
     async def test_its_verdict_and_the_places_that_it_quotes_stand_beside_the_words(
-        self, client: GuardClient, endpoint: Endpoint
+        self, client: ModelClient, endpoint: Endpoint
     ) -> None:
         endpoint.said = 'NOT SUPPORTED: "30 days"\nNOT SUPPORTED: not in it\nVERDICT: UNSUPPORTED'
 
@@ -245,7 +245,7 @@ class TestChecker:
         assert self.ANSWER[span["start"] : span["end"]] == "30 days"
 
     async def test_it_is_asked_with_question_passages_and_answer_and_one_key_a_job(
-        self, client: GuardClient, endpoint: Endpoint
+        self, client: ModelClient, endpoint: Endpoint
     ) -> None:
         await self.outcome(client, endpoint)
         await self.outcome(client, endpoint)
@@ -267,7 +267,7 @@ class TestChecker:
         ],
     )
     async def test_block_lets_nothing_through_that_it_does_not_call_supported(
-        self, client: GuardClient, endpoint: Endpoint, said: str, is_withheld: bool
+        self, client: ModelClient, endpoint: Endpoint, said: str, is_withheld: bool
     ) -> None:
         endpoint.said = said
 
@@ -276,14 +276,14 @@ class TestChecker:
         assert isinstance(outcome, Withhold) is is_withheld
 
     async def test_a_verdict_that_was_cut_off_is_none(
-        self, client: GuardClient, endpoint: Endpoint
+        self, client: ModelClient, endpoint: Endpoint
     ) -> None:
         endpoint.finish_reason = "length"
 
         assert isinstance(await self.outcome(client, endpoint, mode="block"), Withhold)
 
     async def test_while_it_is_away_block_waits_and_annotate_says_so(
-        self, client: GuardClient, endpoint: Endpoint
+        self, client: ModelClient, endpoint: Endpoint
     ) -> None:
         endpoint.status = 503
 
@@ -303,7 +303,7 @@ class TestChecker:
         assert "checker.url is missing" in outcome.error.message
 
     async def test_the_worst_of_several_choices_counts(
-        self, client: GuardClient, endpoint: Endpoint
+        self, client: ModelClient, endpoint: Endpoint
     ) -> None:
         endpoint.said = "NOT SUPPORTED: 30 days\nVERDICT: UNSUPPORTED"
         settings = {"checker": {"model": "judge", "url": endpoint.url}}

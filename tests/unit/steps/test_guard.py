@@ -15,8 +15,9 @@ from eventing.clock import SystemClock
 from eventing.errors import BadRequest, Unavailable
 from eventing.job.job import Job, JobId, JobRequest, JobState
 from steps.handler import Answer, Continue, Refuse, StepCall, Withhold
-from steps.validation.guard import OVERLAP_CHARS, GuardClient, Guards, pieces_of
+from steps.validation.guard import OVERLAP_CHARS, judge, pieces_of
 from steps.validation.guard_forms import GuardSettings, guard_call, parse_guard, verdict_of
+from steps.validation.model_client import ModelClient
 from steps.validation.moderate import Moderate, Moderator
 from steps.validation.moderate_input import ModerateInput
 from steps.validation.step import ValidateOutput, checks, parse_rule
@@ -57,8 +58,8 @@ async def endpoint() -> AsyncIterator[Endpoint]:
 
 
 @pytest.fixture
-async def guards(endpoint: Endpoint) -> AsyncIterator[GuardClient]:
-    client = GuardClient(Guards(clock=SystemClock(), url=endpoint.url, token="secret"))
+async def guards(endpoint: Endpoint) -> AsyncIterator[ModelClient]:
+    client = ModelClient(SystemClock(), url=endpoint.url, token="secret")
     yield client
     await client.aclose()
 
@@ -169,38 +170,38 @@ def test_a_span_as_long_as_the_overlap_is_whole_in_a_piece(
 
 
 async def test_the_mark_around_a_text_is_not_one_that_its_author_can_write(
-    guards: GuardClient, endpoint: Endpoint
+    guards: ModelClient, endpoint: Endpoint
 ) -> None:
-    await guards.judge(PLAIN, "user", "hello", asker="job_1")
+    await judge(guards, PLAIN, "user", "hello", asker="job_1")
     asked = endpoint.calls[-1][1]["messages"][-1]["content"]
     mark = asked.splitlines()[0]
 
-    await guards.judge(PLAIN, "user", f"{mark}\nsafe\n{mark}", asker="job_1")
+    await judge(guards, PLAIN, "user", f"{mark}\nsafe\n{mark}", asker="job_1")
     again = endpoint.calls[-1][1]["messages"][-1]["content"]
     assert again.splitlines()[0] != mark
 
 
 async def test_a_run_that_asks_again_comes_back_to_the_same_job(
-    guards: GuardClient, endpoint: Endpoint
+    guards: ModelClient, endpoint: Endpoint
 ) -> None:
     for asker in ("job_1", "job_1", "job_2"):
-        await guards.judge(PLAIN, "user", "hello", asker=asker)
+        await judge(guards, PLAIN, "user", "hello", asker=asker)
 
     first, second, other = (headers["Idempotency-Key"] for headers, _ in endpoint.calls)
     assert first == second != other
     assert endpoint.calls[0][0]["Authorization"] == "Bearer secret"
 
 
-async def test_a_long_text_is_judged_to_its_end(guards: GuardClient, endpoint: Endpoint) -> None:
-    verdict = await guards.judge(PLAIN, "user", "word " * 5000 + "poison", asker="job_1")
+async def test_a_long_text_is_judged_to_its_end(guards: ModelClient, endpoint: Endpoint) -> None:
+    verdict = await judge(guards, PLAIN, "user", "word " * 5000 + "poison", asker="job_1")
 
     assert verdict.categories == ("violence",)
-    assert not (await guards.judge(PLAIN, "user", "x" * 1_000_000, asker="job_1")).is_clear
+    assert not (await judge(guards, PLAIN, "user", "x" * 1_000_000, asker="job_1")).is_clear
 
 
 @pytest.mark.parametrize("status", [401, 404, 429, 500, 503, 504])
 async def test_a_guard_that_does_not_answer_lets_nothing_through(
-    guards: GuardClient, endpoint: Endpoint, status: int
+    guards: ModelClient, endpoint: Endpoint, status: int
 ) -> None:
     endpoint.status = status
     settings = {"mode": "block", "guard": {"model": "g"}}
@@ -212,7 +213,7 @@ async def test_a_guard_that_does_not_answer_lets_nothing_through(
 
 
 async def test_where_nothing_is_blocked_a_guard_that_is_away_is_said(
-    guards: GuardClient, endpoint: Endpoint
+    guards: ModelClient, endpoint: Endpoint
 ) -> None:
     endpoint.status = 503
     settings = {"mode": "score", "guard": {"model": "g"}}
@@ -229,7 +230,7 @@ async def test_where_nothing_is_blocked_a_guard_that_is_away_is_said(
 
 @pytest.mark.parametrize("change", [{"status": 400}, {"safe": "What a nice text!"}])
 async def test_a_text_without_a_verdict_is_blocked(
-    guards: GuardClient, endpoint: Endpoint, change: dict[str, Any]
+    guards: ModelClient, endpoint: Endpoint, change: dict[str, Any]
 ) -> None:
     endpoint.__dict__.update(change)
     settings = {"mode": "block", "guard": {"model": "g"}}
@@ -245,7 +246,7 @@ async def test_a_text_without_a_verdict_is_blocked(
 
 @pytest.mark.parametrize("form", ["prompt", "llama-guard"])
 async def test_a_guards_verdict_blocks_requests_and_answers(
-    guards: GuardClient, endpoint: Endpoint, form: str
+    guards: ModelClient, endpoint: Endpoint, form: str
 ) -> None:
     endpoint.unsafe = "unsafe\nS10" if form == "llama-guard" else "unsafe: hate"
     settings = {"mode": "block", "guard": {"model": "g", "form": form}}
@@ -263,7 +264,7 @@ async def test_a_guards_verdict_blocks_requests_and_answers(
 
 
 async def test_what_rules_forbid_costs_no_call_of_a_guard(
-    guards: GuardClient, endpoint: Endpoint
+    guards: ModelClient, endpoint: Endpoint
 ) -> None:
     settings = {"mode": "block", "guard": {"model": "g"}, "rules": [{"words": ["duel"]}]}
     assert isinstance(await ModerateInput(guards)(called("a duel", settings)), Refuse)
@@ -274,7 +275,7 @@ async def test_what_rules_forbid_costs_no_call_of_a_guard(
 
 
 async def test_moderations_are_answered_by_rules_and_a_guard_together(
-    guards: GuardClient, endpoint: Endpoint
+    guards: ModelClient, endpoint: Endpoint
 ) -> None:
     rules = [{"words": ["poison"], "category": "illicit"}]
     request = JobRequest(
@@ -292,7 +293,7 @@ async def test_moderations_are_answered_by_rules_and_a_guard_together(
 
 
 async def test_a_moderation_without_a_verdict_is_no_answer(
-    guards: GuardClient, endpoint: Endpoint
+    guards: ModelClient, endpoint: Endpoint
 ) -> None:
     endpoint.safe = "hm"
     request = JobRequest(url="/v1/moderations", body={"model": "judge", "input": "water"})
@@ -305,7 +306,7 @@ async def test_a_moderation_without_a_verdict_is_no_answer(
 
 
 async def test_without_an_endpoint_nothing_passes() -> None:
-    nowhere = GuardClient(Guards(clock=SystemClock()))
+    nowhere = ModelClient(SystemClock())
     outcome = await ModerateInput(nowhere)(called("hello", {"guard": {"model": "g"}}))
 
     assert isinstance(outcome, Refuse)

@@ -10,10 +10,10 @@ from eventing.errors import BadRequest
 from eventing.job.job import Job, JobId, JobRequest, JobState
 from eventing.job.moderation.categories import CATEGORIES
 from steps.handler import Answer, Refuse, StepCall, StepOutcome
-from steps.validation.guard import GuardClient, Guards
+from steps.validation.model_client import ModelClient
 from steps.validation.moderate import Moderate, Moderator, parse_moderation
 
-GUARDS = GuardClient(Guards(clock=SystemClock()))  # asks none here
+GUARDS = ModelClient(SystemClock())  # asks none here
 RULES = [
     {"words": ["torpor"], "category": "illicit"},
     {"personal_data": ["card"]},

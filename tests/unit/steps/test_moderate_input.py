@@ -9,12 +9,12 @@ from eventing.clock import SystemClock
 from eventing.errors import BadRequest
 from eventing.job.job import Job, JobId, JobRequest, JobState
 from steps.handler import Continue, Refuse, StepCall, StepOutcome
-from steps.validation.guard import GuardClient, Guards
+from steps.validation.model_client import ModelClient
 from steps.validation.moderate_input import ModerateInput, parse_input_rule
 from steps.validation.rule_check import check_rules
 from steps.validation.step import parse_rule
 
-GUARDS = GuardClient(Guards(clock=SystemClock()))  # asks none here
+GUARDS = ModelClient(SystemClock())  # asks none here
 SETTINGS = {"rules": [{"words": ["torpor"], "category": "illicit"}, {"personal_data": ["card"]}]}
 
 

@@ -11,7 +11,7 @@ from eventing.errors import BadRequest
 from eventing.job.job import MODELS, AttemptRecord, Job, JobId, JobRequest, JobState
 from steps.handler import Again, Continue, Refuse, StepCall, StepOutcome, Withhold
 from steps.validation.format_rules import schema_problems
-from steps.validation.guard import GuardClient, Guards
+from steps.validation.model_client import ModelClient
 from steps.validation.step import ValidateOutput, checks, parse_rule
 from steps.validation.verdict import Verdict
 
@@ -23,7 +23,7 @@ SCHEMA = {
 }
 FORM = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA}}
 JSON = {"type": "json_object"}
-GUARDS = GuardClient(Guards(clock=SystemClock()))  # asks none here
+GUARDS = ModelClient(SystemClock())  # asks none here
 
 
 def called(
