@@ -43,6 +43,8 @@ from eventing.telemetry.audit import check_critics, parse_audit_rules
 _LABEL = r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"
 _HOST = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"
 _URI = r"^(hf|s3|gs|pvc|https|oci|azure)://\S+$"
+_BUCKET = r"^$|^s3://\S+$"
+_CRON = r"^\S+( \S+){4}$"
 DnsLabel = Annotated[str, Field(pattern=_LABEL)]
 HostName = Annotated[str, Field(pattern=_HOST)]
 StorageUri = Annotated[str, Field(pattern=_URI)]
@@ -52,6 +54,8 @@ _IN_WORDS = {
     _LABEL: "must be lower-case letters, digits and dashes, 40 at most, a letter first",
     _HOST: "must be a host name alone: no https://, no path, no port",
     _URI: "must begin with hf://, s3://, gs://, pvc://, https://, oci:// or azure://",
+    _BUCKET: "must be a folder in a bucket: s3://BUCKET/FOLDER",
+    _CRON: "must be five fields as cron has them: 17 * * * *",
 }
 
 
@@ -197,8 +201,8 @@ class StoreValues(_Section):
     """Redis: one server, or three that fail over by sentinels; and where its backups go."""
 
     replicas: Literal[1, 3] = 1
-    backup_url: str = Field("", pattern=r"^$|^(s3|gs|azure|abfs)://\S+$")
-    backup_schedule: str = Field("17 * * * *", pattern=r"^\S+( \S+){4}$")
+    backup_url: str = Field("", pattern=_BUCKET)  # our api image has S3's client
+    backup_schedule: str = Field("17 * * * *", pattern=_CRON)
     backups_kept: int = Field(48, ge=1, le=10_000)
 
 
@@ -352,6 +356,7 @@ def _names() -> list[str]:
         MoreModel,
         UpstreamValues,
         FallbackValues,
+        StoreValues,
         StepsValues,
     )
     return [name for section in sections for name in section.model_fields]

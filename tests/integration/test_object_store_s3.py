@@ -7,11 +7,13 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from importlib.util import find_spec
+from pathlib import Path
 
 import httpx
 import pytest
 
 from eventing.errors import ObjectGone, ObjectsUnavailable
+from eventing.store.objects.backup import BackupSettings, run
 from eventing.store.objects.object_store import ObjectStore
 from tests.redis_server import free_port
 
@@ -76,3 +78,17 @@ async def test_a_bucket_that_is_not_there_is_said_so(bucket: str) -> None:
 
     with pytest.raises(ObjectsUnavailable):
         await objects.write("2026-01-01/a", b"x")
+
+
+async def test_backups_of_the_store_go_to_a_bucket_and_old_ones_leave_it(
+    bucket: str, tmp_path: Path
+) -> None:
+    snapshot = tmp_path / "dump.rdb"
+    snapshot.write_bytes(secrets.token_bytes(11 * 1024 * 1024))  # more than one part of an upload
+    settings = BackupSettings(backup_url=bucket, backup_file=snapshot, backups_kept=2)
+
+    names = [await run(settings, now_s) for now_s in (1_800_000_000, 1_800_003_600, 1_800_007_200)]
+
+    objects = ObjectStore(bucket)
+    assert await objects.names() == names[1:]
+    assert await objects.read(names[2], 0, 12 * 1024 * 1024) == snapshot.read_bytes()

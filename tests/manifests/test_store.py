@@ -13,7 +13,7 @@ from knative.deploy.doctor import Severity, examine
 from knative.deploy.first_secrets import redis_secret
 from knative.deploy.render import parts
 from knative.deploy.render.tree import OVERLAYS, finished
-from knative.deploy.values import Values
+from knative.deploy.values import Values, ValuesError, load_values
 from tests.manifests.test_policies import wrong_ways
 
 VALUES = Values.model_validate(
@@ -100,6 +100,20 @@ def test_the_secret_names_the_sentinels_that_the_manifests_have() -> None:
     assert (url.service, url.sentinel_password) == ("torpor", secret["password"])
     scaler = parse_store_url(secret["scaler-url"])
     assert (scaler.sentinel_username, scaler.sentinel_password) == ("scaler", "x" * 32)
+
+
+def test_wrong_values_of_the_store_are_said_in_words(tmp_path: Path) -> None:
+    path = tmp_path / "values.yaml"
+    path.write_text("store: {replicas: 2, backup_url: /tmp/x, backup_schedule: hourly}")
+
+    with pytest.raises(ValuesError) as wrong:
+        load_values(path)
+
+    assert [line.removeprefix(f"{path}: store.") for line in str(wrong.value).splitlines()] == [
+        "replicas: Input should be 1 or 3 (got 2)",
+        "backup_url: must be a folder in a bucket: s3://BUCKET/FOLDER (got '/tmp/x')",
+        "backup_schedule: must be five fields as cron has them: 17 * * * * (got 'hourly')",
+    ]
 
 
 def test_one_server_stays_as_it_was() -> None:

@@ -25,6 +25,10 @@ CHOICES = [
     ),
     pytest.param({"platform": {"kserve": "0.15", "storage_class": "fast"}}, id="an older KServe"),
     pytest.param({"images": {"tag": "sha256:" + "0" * 64}}, id="pinned by digest"),
+    pytest.param(
+        {"store": {"replicas": 3, "backup_url": "s3://bucket/torpor"}},
+        id="three servers of the store, and backups",
+    ),
     pytest.param({"platform": {"direct_token_secret": "direct"}}, id="a token for direct calls"),
     pytest.param(
         {
