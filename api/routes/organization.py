@@ -5,25 +5,31 @@ Called by `api.wiring`. A caller sees its own tenant only. Must not know how usa
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
-from typing import Any, Final, Literal, NotRequired
+from typing import Any, Final
 
 from starlette.datastructures import QueryParams
 from starlette.responses import Response
-from typing_extensions import TypedDict
 
 from api.auth.principal import Scope
-from api.http.described import described
 from api.http.parameter import Choice, Parameter, Whole, Words, listed
 from api.openapi.operation import Text
 from api.routes.jobs import json_response
 from api.routes.route import Call, Routes
+from api.view.organization import (
+    CostGroupBy,
+    CostPage,
+    GroupBy,
+    UsagePage,
+    cost_results,
+    grouped,
+    usage_result,
+)
 from eventing.errors import BadRequest
-from eventing.job.job import RUNNABLE_URLS, JobState
-from eventing.telemetry.cost import ANSWER, KINDS, MICRO, Price
+from eventing.job.job import RUNNABLE_URLS
+from eventing.telemetry.cost import Price
 from eventing.telemetry.usage import DAY_S, UsageRecords, UsageRow
 
 _MOST_DAYS: Final = 31
@@ -42,140 +48,6 @@ class OrganizationDeps:
     records: UsageRecords
     currency: str
     price: Price
-
-
-class GroupBy(StrEnum):
-    """What results are told apart by."""
-
-    KEY = "api_key_id"
-    MODEL = "model"
-
-
-class CostGroupBy(StrEnum):
-    """What costs are told apart by."""
-
-    KEY = "api_key_id"
-    MODEL = "model"
-    LINE_ITEM = "line_item"
-
-
-@described
-class SavedView(TypedDict):
-    """What kept answers and answers of running jobs saved."""
-
-    exact: int
-    """Jobs with the answer of the same request"""
-    coalesced: int
-    """Jobs that waited for the answer of the same request, which was running"""
-    semantic: int
-    """Jobs with the answer of a request of the same meaning"""
-    input_tokens: int
-    output_tokens: int
-    cost: float | None
-    """At the prices of the model's card; of a model of your own, at what a token of its answers cost that day: null
-    where none was generated
-    """
-
-
-class EndedView(TypedDict):
-    """Jobs by how they ended."""
-
-    completed: int
-    incomplete: int
-    failed: int
-    cancelled: int
-
-
-class SpentView(TypedDict):
-    """Tokens and money that were spent beside the answers, both in the sums."""
-
-    tokens: int
-    cost: float
-
-
-@described
-class UsageResult(TypedDict):
-    """What was used. Fields that OpenAI has not: `thought_tokens` and all after it."""
-
-    object: Literal["organization.usage.completions.result", "organization.usage.embeddings.result"]
-    input_tokens: int
-    input_cached_tokens: int
-    output_tokens: int
-    num_model_requests: int
-    project_id: None
-    user_id: None
-    api_key_id: str | None
-    model: str | None
-    batch: None
-    thought_tokens: int
-    ended: EndedView
-    dead_letters: int
-    saved: SavedView
-    spent_beside: dict[str, SpentView]
-    """By kind: `hedged`, `retried`, `repaired`, `cascaded`"""
-    gpu_seconds: float
-    cost: float
-
-
-class AmountView(TypedDict):
-    """Money."""
-
-    value: float
-    currency: str
-
-
-@described
-class CostResult(TypedDict):
-    """What it cost."""
-
-    object: Literal["organization.costs.result"]
-    amount: AmountView
-    line_item: str | None
-    """What was paid for: the `answer`, or what was spent beside it (`hedged`, `retried`, `repaired`, `cascaded`)"""
-    project_id: None
-    api_key_id: str | None
-    model: NotRequired[str | None]
-
-
-@described
-class UsageBucket(TypedDict):
-    """A day."""
-
-    object: Literal["bucket"]
-    start_time: int
-    """When it begins, in seconds, by UTC"""
-    end_time: int
-    results: list[UsageResult]
-    """None where nothing ended"""
-
-
-class CostBucket(TypedDict):
-    """A day."""
-
-    object: Literal["bucket"]
-    start_time: int
-    end_time: int
-    results: list[CostResult]
-
-
-@described
-class UsagePage(TypedDict):
-    """Days, oldest first."""
-
-    object: Literal["page"]
-    data: list[UsageBucket]
-    has_more: bool
-    next_page: str | None
-    """The `page` of the days after these"""
-
-
-class CostPage(TypedDict):
-    """Days, oldest first."""
-
-    object: Literal["page"]
-    data: list[CostBucket]
-    has_more: bool
-    next_page: str | None
 
 
 START: Final = Whole(
@@ -205,8 +77,7 @@ _TABLE: Final = Text("As a table", _CSV, "start_time,end_time,api_key_id,model,i
 
 routes: Routes[OrganizationDeps] = Routes("organization")
 
-_Row = Mapping[str, Any]
-_View = Callable[[OrganizationDeps, Sequence[UsageRow], Sequence[str]], list[dict[str, Any]]]
+_View = Callable[[Sequence[UsageRow]], list[dict[str, Any]]]
 
 
 @routes.operation(
@@ -222,8 +93,7 @@ async def get_completions_usage(call: Call[OrganizationDeps]) -> Response:
     In the form of OpenAI's usage API; `Accept: text/csv` or `format=csv` gives a table. Each job counts once, on the
     day (UTC) on which it ended, also after it was deleted.
     """
-    groups = [str(each) for each in GROUPS.of(call.request.query_params)]
-    return await _page(call, groups, lambda row: row.url in _COMPLETION_URLS, _completions)
+    return await _usage(call, "organization.usage.completions.result", _COMPLETION_URLS)
 
 
 @routes.operation(
@@ -235,8 +105,7 @@ async def get_completions_usage(call: Call[OrganizationDeps]) -> Response:
 )
 async def get_embeddings_usage(call: Call[OrganizationDeps]) -> Response:
     """Get what your tenant used by day: embeddings."""
-    groups = [str(each) for each in GROUPS.of(call.request.query_params)]
-    return await _page(call, groups, lambda row: row.url == _EMBEDDINGS_URL, _embeddings)
+    return await _usage(call, "organization.usage.embeddings.result", {_EMBEDDINGS_URL})
 
 
 @routes.operation(
@@ -248,16 +117,32 @@ async def get_embeddings_usage(call: Call[OrganizationDeps]) -> Response:
 )
 async def get_costs(call: Call[OrganizationDeps]) -> Response:
     """Get what your tenant's jobs cost by day: what is counted against a budget."""
-    groups = [str(each) for each in COST_GROUPS.of(call.request.query_params)]
-    return await _page(call, groups, lambda row: True, _costs)
+    groups, deps = COST_GROUPS.of(call.request.query_params), call.deps
+    by_line_item = CostGroupBy.LINE_ITEM in groups
+
+    def view(rows: Sequence[UsageRow]) -> list[dict[str, Any]]:
+        return cost_results(rows, deps.price, deps.currency, by_line_item=by_line_item)
+
+    return await _page(call, groups, view)
+
+
+async def _usage(call: Call[OrganizationDeps], kind: str, urls: Collection[str]) -> Response:
+    """What calls of these `urls` used, each result an object of this `kind`."""
+    price = call.deps.price
+
+    def view(rows: Sequence[UsageRow]) -> list[dict[str, Any]]:
+        return [usage_result(rows, kind, price)]
+
+    return await _page(call, GROUPS.of(call.request.query_params), view, urls)
 
 
 async def _page(
     call: Call[OrganizationDeps],
     groups: Sequence[str],
-    is_asked: Callable[[UsageRow], bool],
     view: _View,
+    urls: Collection[str] | None = None,
 ) -> Response:
+    """A page of days; of calls of these `urls` alone, where some are given."""
     query, deps = call.request.query_params, call.deps
     WIDTH.of(query)
     is_table = FORMAT.of(query) == "csv" or _wants_table(call.request.headers.get("accept", ""))
@@ -269,19 +154,17 @@ async def _page(
         asked = [
             row
             for row in rows
-            if is_asked(row)
+            if (urls is None or row.url in urls)
             and (not models or row.model in models)
             and (not key_ids or row.key_id in key_ids)
         ]
         results = [
-            named | result
-            for named, group in _grouped(asked, groups)
-            for result in view(deps, group, groups)
+            named | result for named, group in grouped(asked, groups) for result in view(group)
         ]
         span = {"start_time": day * DAY_S, "end_time": (day + 1) * DAY_S}
         buckets.append({"object": "bucket", **span, "results": results})
     if is_table:
-        columns = ["start_time", "end_time", *GroupBy, *_flat(view(deps, (), ())[0])]
+        columns = ["start_time", "end_time", *GroupBy, *_flat(view(())[0])]
         return _table(call, columns, buckets, following)
     return json_response(
         {
@@ -304,110 +187,6 @@ def _days(query: QueryParams, today: int) -> tuple[range, str | None]:
         first = max(int(page), first)
     after = min(first + limit, last + 1)
     return range(first, max(after, first)), str(after) if first < after <= last else None
-
-
-def _grouped(
-    rows: Iterable[UsageRow], groups: Sequence[str]
-) -> list[tuple[dict[str, str | None], list[UsageRow]]]:
-    """The rows that are shown as one, with what they have in common."""
-    found: dict[tuple[str | None, str | None], list[UsageRow]] = {}
-    for row in rows:
-        key_id = (row.key_id or None) if GroupBy.KEY in groups else None
-        model = row.model if GroupBy.MODEL in groups else None
-        found.setdefault((key_id, model), []).append(row)
-    named = sorted(found.items(), key=lambda each: (each[0][0] or "", each[0][1] or ""))
-    return [({"api_key_id": key_id, "model": model}, rows) for (key_id, model), rows in named]
-
-
-def _completions(
-    deps: OrganizationDeps, rows: Sequence[UsageRow], groups: Sequence[str]
-) -> list[dict[str, Any]]:
-    return [_usage(deps, rows, "organization.usage.completions.result")]
-
-
-def _embeddings(
-    deps: OrganizationDeps, rows: Sequence[UsageRow], groups: Sequence[str]
-) -> list[dict[str, Any]]:
-    return [_usage(deps, rows, "organization.usage.embeddings.result")]
-
-
-def _usage(deps: OrganizationDeps, rows: Sequence[UsageRow], kind: str) -> dict[str, Any]:
-    total = _sums(rows)
-    ended = {str(state): total(state) for state in JobState if state.is_terminal}
-    return {
-        "object": kind,
-        "input_tokens": total("input_tokens"),
-        "input_cached_tokens": total("cached_tokens"),
-        "output_tokens": total("output_tokens"),
-        "num_model_requests": sum(ended.values()),
-        "project_id": None,
-        "user_id": None,
-        "batch": None,
-        "thought_tokens": total("thought_tokens"),
-        "ended": ended,
-        "dead_letters": total("dead_letters"),
-        "saved": {
-            "exact": total("hits_exact"),
-            "coalesced": total("hits_coalesced"),
-            "semantic": total("hits_semantic"),
-            "input_tokens": total("saved_input_tokens"),
-            "output_tokens": total("saved_output_tokens"),
-            "cost": _saved_cost(rows),
-        },
-        "spent_beside": {
-            kind: {"tokens": total(f"{kind}_tokens"), "cost": total(f"{kind}_cost") / MICRO}
-            for kind in KINDS[1:]
-        },
-        "gpu_seconds": round(total("gpu_ms") * deps.price.gpus / 1000, 3),
-        "cost": _cost(deps, rows) / MICRO,
-    }
-
-
-def _cost(deps: OrganizationDeps, rows: Sequence[UsageRow]) -> int:
-    """In millionths; GPU time that was charged after its job's end at today's price."""
-    total = _sums(rows)
-    return total("cost") + round(deps.price.of(total("late_gpu_ms") / 1000) * MICRO)
-
-
-def _saved_cost(rows: Sequence[UsageRow]) -> float | None:
-    """What the answers that were not generated would have cost. GPU time by the tokens of the answers alone."""
-    saved = 0.0
-    for model in {row.model for row in rows}:
-        total = _sums([row for row in rows if row.model == model])
-        if total("saved_cost") or not total("saved_output_tokens"):
-            saved += total("saved_cost")
-        elif not total("output_tokens"):
-            return None
-        else:
-            saved += total("saved_output_tokens") * total("cost") / total("output_tokens")
-    return round(saved) / MICRO
-
-
-def _costs(
-    deps: OrganizationDeps, rows: Sequence[UsageRow], groups: Sequence[str]
-) -> list[dict[str, Any]]:
-    """One result, or one for each line item that there is."""
-    total = _sums(rows)
-    cost = _cost(deps, rows)
-    amounts: dict[str | None, int] = {None: cost}
-    if CostGroupBy.LINE_ITEM in groups:
-        beside = {kind: total(f"{kind}_cost") for kind in KINDS[1:]}
-        amounts = {ANSWER: cost - sum(beside.values())}
-        amounts.update(beside)
-    return [
-        {
-            "object": "organization.costs.result",
-            "amount": {"value": amount / MICRO, "currency": deps.currency},
-            "line_item": item,
-            "project_id": None,
-        }
-        for item, amount in amounts.items()
-        if amount or item in (None, ANSWER)
-    ]
-
-
-def _sums(rows: Sequence[UsageRow]) -> Callable[[str], int]:
-    return lambda name: sum(row.measures.get(name, 0) for row in rows)
 
 
 def _wants_table(accept: str) -> bool:
@@ -443,7 +222,7 @@ def _table(
     return Response(text.getvalue(), media_type=f"{_CSV}; charset=utf-8", headers=headers)
 
 
-def _flat(result: Mapping[str, Any], prefix: str = "") -> _Row:
+def _flat(result: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The fields that can have a value, inner ones after the name of their object."""
     flat: dict[str, Any] = {}
     for name, value in result.items():
