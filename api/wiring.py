@@ -17,10 +17,10 @@ from api.batch import runner as batch_runner
 from api.batch.round import RunnerDeps
 from api.batch.store import BatchStore
 from api.console import overview, page
+from api.http.idempotency import Replay
 from api.http.shutdown import Shutdown
 from api.job.catalog import Catalog
 from api.job.cut_off import CutOffCalls
-from api.job.idempotency import Replay
 from api.job.live import LiveDeps
 from api.job.result_feed import ResultFeed
 from api.job.stored_completions import StoredCompletions

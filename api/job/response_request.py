@@ -8,9 +8,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from api.job.response_tools import (
+    FILE_SEARCH,
+    tool_options,
+    without_hosted_tools,
+    without_search,
+)
 from api.view.conversation import whole_item
 from api.view.retrieval import RESULTS
-from eventing.errors import BadRequest, InvalidJob
+from eventing.errors import InvalidJob
 from eventing.job.call.fields import PENALTIES, SAMPLING, SHAPING
 from eventing.job.call.moderation import MODERATION, MODERATION_SCHEMA, check_moderation
 from eventing.job.call.rule import (
@@ -30,8 +36,7 @@ from eventing.job.call.rule import (
 from eventing.job.plan import PlannedStep
 from eventing.job.store import ConversationTurn
 from eventing.store.conversation.conversation import Conversation
-from eventing.store.conversation.messages import Item, Message, item_field, messages_of
-from eventing.store.vector_store.query import MOST_STORES, RETRIEVE_STEP, parse_query
+from eventing.store.conversation.messages import Message, messages_of
 
 _SAME: Final = (
     *("temperature", "top_p", "parallel_tool_calls", "user", "seed"),
@@ -45,8 +50,6 @@ _INCLUDED: Final = (_LOGPROBS, "reasoning.encrypted_content")
 null.
 """
 NOT_ADDED: Final = "what is not to be stored can not be added to a conversation"
-FILE_SEARCH: Final = "file_search"
-_SEARCH_FIELDS: Final = ("vector_store_ids", "max_num_results", "filters", "ranking_options")
 _UNSUPPORTED: Final = ("prompt",)
 _LEAST_THRESHOLD: Final = 1000
 _ECHOED: Final = (
@@ -71,6 +74,8 @@ _ECHOED: Final = (
     "frequency_penalty",
 )
 """Fields of the call that the response object repeats."""
+_TOOL: Final = {"description": None, "parameters": None, "strict": None}
+"""Default fields of a tool in the response object."""
 
 _RULES: Final[Rules] = {
     **SAMPLING,
@@ -206,7 +211,7 @@ def parse_ask(
     Raises `InvalidJob` naming the field of the call.
     """
     if drops_tools:
-        call = _without_hosted_tools(call)
+        call = without_hosted_tools(call)
     for name in _UNSUPPORTED:
         if call.get(name) is not None:
             raise InvalidJob(f"{name} is not supported here", name)
@@ -215,7 +220,7 @@ def parse_ask(
     if is_background and not is_stored:
         raise InvalidJob("background responses must be stored; leave store out", "store")
     check_fields(call, _RULES)
-    call, search = _without_search(call)
+    call, search = without_search(call)
     _check_include(call.get("include") or (), (RESULTS,) if search else ())
     instructions = call.get("instructions")
     is_bare = conversation is not None and bool(history) and call.get("input") is None
@@ -317,18 +322,7 @@ def _options(call: Mapping[str, Any]) -> dict[str, Any]:
         options["reasoning_effort"] = effort
     if response_format := _response_format((call.get("text") or {}).get("format")):
         options["response_format"] = response_format
-    choice = call.get("tool_choice")
-    tools = _tools(call["tools"]) if call.get("tools") is not None else []
-    if isinstance(choice, Mapping) and choice.get("type") == "allowed_tools":
-        tools, choice = _allowed(tools, choice)
-    choice = _tool_choice(choice)
-    if call.get("tools") is None and choice not in (None, "none", "auto"):
-        raise InvalidJob("tool_choice must stand beside tools", "tool_choice")
-    if tools:
-        options["tools"] = tools
-        if choice is not None:
-            options["tool_choice"] = choice
-    return options
+    return options | tool_options(call)
 
 
 def _response_format(form: Any) -> dict[str, Any] | None:
@@ -349,112 +343,9 @@ def _response_format(form: Any) -> dict[str, Any] | None:
             raise InvalidJob(message, "text.format.type")
 
 
-def _tools(tools: Any) -> list[dict[str, Any]]:
-    if not isinstance(tools, list):
-        raise InvalidJob("tools must be a list", "tools")
-    found = []
-    for index, tool in enumerate(tools):
-        where = f"tools[{index}]"
-        if not isinstance(tool, Mapping) or tool.get("type") != "function":
-            kind = tool.get("type") if isinstance(tool, Mapping) else tool
-            message = (
-                f"{where} of type {kind!r:.40}: only functions are served "
-                "(TORPOR_DROP_UNSUPPORTED_TOOLS leaves others out)"
-            )
-            raise InvalidJob(message, f"{where}.type")
-        names = ("description", "parameters", "strict")
-        function = {name: tool[name] for name in names if tool.get(name) is not None}
-        function["name"] = item_field(tool, "name", where)
-        found.append({"type": "function", "function": function})
-    return found
-
-
-def _without_search(call: Mapping[str, Any]) -> tuple[Mapping[str, Any], PlannedStep | None]:
-    """The call without its `file_search` tool, and the step that this tool becomes: what it finds is in the prompt
-    before the model begins.
-    """
-    tools = call.get("tools")
-    if not isinstance(tools, list):
-        return call, None
-    found = [(n, tool) for n, tool in enumerate(tools) if _kind(tool) == FILE_SEARCH]
-    if not found:
-        return call, None
-    place, tool = found[0]
-    where = f"tools[{place}]"
-    if len(found) > 1:
-        raise InvalidJob("there may be one file_search", f"tools[{found[1][0]}]")
-    ids = tool.get("vector_store_ids")
-    if not isinstance(ids, list) or not 1 <= len(ids) <= MOST_STORES:
-        message = f"{where}.vector_store_ids must name 1 to {MOST_STORES} vector stores"
-        raise InvalidJob(message, f"{where}.vector_store_ids")
-    settings = {name: tool[name] for name in _SEARCH_FIELDS if tool.get(name) is not None}
-    try:
-        parse_query("x", settings, f"{where}.")
-    except BadRequest as error:
-        raise InvalidJob(error.message, error.field) from error
-    kept = {**call, "tools": [one for one in tools if one is not tool]}
-    if _kind(call.get("tool_choice")) == FILE_SEARCH:
-        kept["tool_choice"] = None
-    return kept, PlannedStep(name=RETRIEVE_STEP, settings=settings)
-
-
-def _kind(tool: Any) -> Any:
-    return tool.get("type") if isinstance(tool, Mapping) else None
-
-
-def _without_hosted_tools(call: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The call with the tools alone that its caller runs."""
-    kept: dict[str, Any] = {}
-    if isinstance(tools := call.get("tools"), list):
-        kept["tools"] = [one for one in tools if not _is_hosted(one)]
-    if isinstance(include := call.get("include"), list):
-        kept["include"] = [one for one in include if not _is_of_hosted(one)]
-    return {**call, **kept}
-
-
-def _is_hosted(tool: Any) -> bool:
-    kind = tool.get("type") if isinstance(tool, Mapping) else None
-    return isinstance(kind, str) and kind not in ("function", FILE_SEARCH)
-
-
-def _is_of_hosted(name: Any) -> bool:
-    """Whether a word of `include` asks for what a hosted tool's call gave."""
-    return isinstance(name, str) and "_call" in name.partition(".")[0] and name != RESULTS
-
-
-_TOOL: Final = {"description": None, "parameters": None, "strict": None}
-"""Default fields of a tool in the response object."""
-
-
-def _allowed(tools: list[dict[str, Any]], choice: Item) -> tuple[list[dict[str, Any]], Any]:
-    """The tools that `choice` allows, and the choice among them."""
-    check("tool_choice.", choice.get("mode", "auto"), one_of("auto", "required"), "mode")
-    named = choice.get("tools")
-    if not isinstance(named, list) or not named:
-        raise InvalidJob("tool_choice.tools must be a non-empty list", "tool_choice.tools")
-    known = {tool["function"]["name"]: tool for tool in tools}
-    allowed = []
-    for index, one in enumerate(named):
-        where = f"tool_choice.tools[{index}]"
-        name = item_field(one if isinstance(one, Mapping) else {}, "name", where)
-        if name not in known:
-            raise InvalidJob(f"{where}.name is none of tools", f"{where}.name")
-        allowed.append(known[name])
-    return allowed, choice.get("mode", "auto")
-
-
 def _check_include(include: Iterable[str], more: Sequence[str]) -> None:
     allowed = (*_INCLUDED, *more)
     for index, name in enumerate(include):
         if name not in allowed:
             message = f"include[{index}] {name!r:.60} is not served; it may be {', '.join(allowed)}"
             raise InvalidJob(message, f"include[{index}]")
-
-
-def _tool_choice(choice: Any) -> Any:
-    if choice is None or choice in ("auto", "none", "required"):
-        return choice
-    if isinstance(choice, Mapping) and choice.get("type") == "function":
-        name = item_field(choice, "name", "tool_choice")
-        return {"type": "function", "function": {"name": name}}
-    raise InvalidJob("tool_choice must be auto, none, required or a function", "tool_choice")

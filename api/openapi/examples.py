@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from api.openapi.cache_examples import CACHE_EXAMPLES
+from api.openapi.operator_examples import OPERATOR_EXAMPLES
 from api.openapi.tenant_examples import TENANT_EXAMPLES
 from api.openapi.vector_store_examples import VECTOR_STORE_EXAMPLES
 
@@ -209,105 +210,6 @@ _BATCH: Final[Example] = {
     "request_counts": {"total": 50_000, "completed": 1200, "failed": 1},
     "metadata": None,
 }
-_OVERVIEW: Final[Example] = {
-    "object": "overview",
-    "now_ms": _AT_MS,
-    "models": [
-        {
-            "model": _MODEL,
-            "queue": {
-                "waiting": {"interactive": 1, "default": 0, "batch": 40},
-                "in_delivery": 2,
-                "retrying": 0,
-                "settled_per_minute": 12.5,
-                "expected_wait_s": 196.8,
-                "oldest_ms": _AT_MS - 900,
-            },
-            "replicas": [],
-            "providers": [
-                {
-                    "model": _MODEL,
-                    "endpoint": "large-4 at api.provider.example",
-                    "breaker": "closed",
-                    "pause_s": 0.0,
-                    "requests": {"per_minute": 500.0, "left": 420.0},
-                    "tokens": None,
-                }
-            ],
-        }
-    ],
-}
-_BILL: Final = {
-    **{"total": 0.025208, "busy": 0.002917, "idle": 0.020833, "waking": 0.001458, "wasted": 0.0},
-    "per_job": 0.008403,
-    "per_1k_output_tokens": 1.680556,
-    "per_1k_output_tokens_busy_only": 0.194444,
-}
-_SPENT: Final = {
-    "jobs": 3,
-    "input_tokens": 36,
-    "output_tokens": 15,
-    "cache_hits": 1,
-    "saved_tokens": 17,
-    "stood_in": 1,
-    "withheld": 0,
-    "asked_again": 0,
-    "gpu_seconds": {"waking": 2.1, "idle": 30.0, "busy": 4.2, "kept": 4.2, "wasted": 0.0},
-    "cost": _BILL,
-}
-_USAGE_REPORT: Final[Example] = {
-    "object": "usage",
-    "since_s": 86_400,
-    "price_per_gpu_hour": 2.5,
-    "gpus_per_replica": 1,
-    "total": _SPENT,
-    "models": {_MODEL: _SPENT},
-    "services": {
-        "api_cpu_seconds": 41.2,
-        "store_cpu_seconds": 12.9,
-        "store_commands": 184_203,
-        "cost": 0.000751,
-    },
-    "providers_cost": 0.42,
-    "cost_per_1k_output_tokens": {
-        "gpu": 1.680556,
-        "providers": 28.0,
-        "services": 0.050067,
-        "total": 29.730623,
-    },
-    "audits": {
-        _MODEL: {
-            "critic": "judge",
-            "kappa": 0.81,
-            "audited_jobs": 412,
-            "rate": 0.094,
-            "low": 0.031,
-            "high": 0.158,
-        }
-    },
-    "tenants": {
-        "acme": {
-            "jobs": 3,
-            "input_tokens": 36,
-            "output_tokens": 15,
-            "cache_hits": 1,
-            "saved_tokens": 17,
-            "gpu_seconds": 4.2,
-            "cost": 0.002917,
-            "cost_all_in": 0.025208,
-        }
-    },
-    "series": [
-        {
-            "at_ms": _AT_MS,
-            "jobs": 3,
-            "input_tokens": 36,
-            "output_tokens": 15,
-            "gpu_seconds": _SPENT["gpu_seconds"],
-            "cost": _BILL["total"],
-        }
-    ],
-}
 _LINE: Final[Example] = {
     "url": "/v1/chat/completions",
     "body": {
@@ -449,7 +351,6 @@ EXAMPLES: Final[Mapping[str, Example]] = {
             "code": "invalid_job",
         }
     },
-    "Overview": _OVERVIEW,
     "Problem": {
         "type": "urn:torpor:problem:invalid_job",
         "title": "Unprocessable Content",
@@ -463,7 +364,6 @@ EXAMPLES: Final[Mapping[str, Example]] = {
     "Response": _RESPONSE,
     "ResponseRequest": {"model": _MODEL, "input": "Why is the sky blue?", "background": True},
     "RotateSecretRequest": {"keep_old_secret_active_for_24_hours": True},
-    "Usage": _USAGE_REPORT,
     "WebhookDelivery": _DELIVERY,
     "WebhookDeliveryList": {"object": "list", "data": [_DELIVERY], "next_before": None},
     "WebhookEndpoint": _ENDPOINT,
@@ -480,5 +380,6 @@ EXAMPLES: Final[Mapping[str, Example]] = {
     "WebhookTestRequest": {"event_type": "response.completed"},
     **VECTOR_STORE_EXAMPLES,
     **CACHE_EXAMPLES,
+    **OPERATOR_EXAMPLES,
     **TENANT_EXAMPLES,
 }

@@ -20,9 +20,9 @@ from starlette.types import Scope as ASGIScope
 
 from api.auth.principal import Authenticator, Principal, Scope
 from api.http.body import read_object
+from api.http.idempotency import Replay
 from api.http.parameter import IDEMPOTENCY_KEY, Parameter
 from api.http.sse import Stream
-from api.job.idempotency import Replay
 from api.limit.open_streams import OpenStreams, StreamHold
 from api.openapi.operation import SECURITY, Answers, Body, Doc
 from eventing.process.body import BodyReader

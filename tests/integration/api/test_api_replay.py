@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from starlette.responses import PlainTextResponse, Response
 
-from api.job.idempotency import Replay
+from api.http.idempotency import Replay
 from eventing.errors import Overloaded
 from eventing.store.redis_store import RedisStore
 from tests.integration.api.api_with_jobs import ApiWithJobs, api_with_jobs, settings_for
