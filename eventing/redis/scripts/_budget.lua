@@ -24,21 +24,21 @@ local function month_of(day)
 end
 
 local KEPT_S = 100 * 24 * 3600
-local function spent_in(key, month)
-  local held = redis.call('HMGET', key, 'month', 'spent')
+-- What is spent of an account in a month, with the GPU time that was charged after its jobs had ended; `price` is that of a millisecond.
+local function spent_in(key, month, price)
+  local held = redis.call('HMGET', key, 'month', 'spent', 'late_gpu_ms')
+  local spent = tonumber(held[2])
   -- A clock that went back begins no older month.
-  if held[1] and held[1] >= month then return tonumber(held[2]) end
-  redis.call('HSET', key, 'month', month, 'spent', 0)
-  redis.call('EXPIRE', key, KEPT_S)
-  return 0
-end
-
--- Spend the GPU time that was charged after its jobs had ended; `price` is that of a millisecond.
-local function spend_late(key, price)
-  local late = redis.call('HGET', key, 'late_gpu_ms')
-  if not late then return end
-  redis.call('HDEL', key, 'late_gpu_ms')
-  redis.call('HINCRBY', key, 'spent', string.format('%.0f', late * price))
+  if not held[1] or held[1] < month then
+    redis.call('HSET', key, 'month', month, 'spent', 0)
+    redis.call('EXPIRE', key, KEPT_S)
+    spent = 0
+  end
+  if held[3] then
+    redis.call('HDEL', key, 'late_gpu_ms')
+    spent = redis.call('HINCRBY', key, 'spent', string.format('%.0f', held[3] * price))
+  end
+  return spent
 end
 
 -- What jobs that have not ended may cost. A hold whose job was never recorded is given up after a minute, and one whose job ended long ago

@@ -145,14 +145,14 @@ end
 -- model nothing is kept. `fallback` is that field of a job's record: 'MODEL OTHER' where OTHER stands in for MODEL, 'MODEL none' or 'MODEL -' for a job that waits for MODEL whatever comes.
 local function starting(model) return 'torpor:starting:' .. model, 'torpor:starting:' .. model .. ':jobs' end
 local function starting_model(fallback) return fallback and string.match(fallback, '^(%S+) %S+$') end
-local function await_start(job_id, fallback, now)
+local function watch_start(job_id, fallback, now)
   local model = starting_model(fallback)
   if model and fallback ~= model .. ' none' and fallback ~= model .. ' -' then
     local _, jobs = starting(model)
     redis.call('ZADD', jobs, now, job_id)
   end
 end
-local function await_no_start(job_id, fallback)
+local function unwatch_start(job_id, fallback)
   local model = starting_model(fallback)
   if model then
     local _, jobs = starting(model)
@@ -163,9 +163,9 @@ local function note_began(fallback, now)
   local model = starting_model(fallback)
   if model then redis.call('HSET', (starting(model)), 'began_ms', now, 'tripped_ms', 0, 'probe', '') end
 end
--- The value of a field among field, value pairs.
-local function value_in(fields, name)
-  for i = 1, #fields, 2 do if fields[i] == name then return fields[i + 1] end end
+-- The value of a field among field, value pairs, which begin at `from` if not at once.
+local function value_in(fields, name, from)
+  for i = from or 1, #fields, 2 do if fields[i] == name then return fields[i + 1] end end
 end
 
 -- Let a conversation live for its whole time again, from now on.
@@ -394,11 +394,7 @@ end
 
 -- What a job used in the life that ends, for its entry in the stream of ends: not what an earlier one, which was redriven, was counted for.
 local function used_by(job, fields)
-  local usage, gpu_ms = job.usage or '', job.gpu_ms or 0
-  for i = 1, #fields, 2 do
-    if fields[i] == 'usage' then usage = fields[i + 1] end
-    if fields[i] == 'gpu_ms' then gpu_ms = fields[i + 1] end
-  end
+  local usage, gpu_ms = value_in(fields, 'usage') or job.usage or '', value_in(fields, 'gpu_ms') or job.gpu_ms or 0
   if job.counted_usage and usage ~= '' then
     local now, before = cjson.decode(usage), cjson.decode(job.counted_usage)
     local rest = {}
@@ -417,19 +413,17 @@ local function end_job(key, job, state, now, retention_s, dead, outcome, fields)
   local job_id, list = string.match(key, '{(.*)}'), job.tenant_key or job.tenant
   local history = history_of(job.history)
   if job.state == 'in_progress' then close_attempt(history, outcome, now) end
-  -- First: Redis 7.0 can apply the first half of a script after a power cut. An announced end that is not in the record is detected.
   if job.spent and not job.candidate_state then with_spent(job, fields) end
   local usage, gpu_ms = used_by(job, fields)
+  -- First: Redis 7.0 can apply the first half of a script after a power cut. An announced end that is not in the record is detected.
   redis.call('XADD', ENDED, 'MAXLEN', '~', ENDED_KEPT, '*', 'job', job_id, 'tenant', job.tenant, 'model', job.model or '',
     'lane', job.lane, 'attempt', job.attempt, 'state', state, 'dead', dead, 'at_ms', now, 'usage', usage, 'gpu_ms', gpu_ms,
     'key', job.key_id or '', 'url', job.url or '')
   redis.call('XADD', 'torpor:results:' .. list, 'MAXLEN', '~', FEED_KEPT, '*', 'job', job_id, 'attempt', job.attempt)
-  local size, result = 16 * (tonumber(job.token_count) or 0), nil
-  for i = 1, #fields, 2 do if fields[i] == 'result' then result = fields[i + 1] end end
+  local size, result = 16 * (tonumber(job.token_count) or 0), value_in(fields, 'result')
   if job.conversation then end_turn(key, job_id, job.conversation, state, result) end
   -- Before the state: what is shown of an ended job is all that its stream has.
-  local is_withheld = false
-  for i = 1, #fields, 2 do if fields[i] == 'incomplete' then is_withheld = true end end
+  local is_withheld = value_in(fields, 'incomplete') ~= nil
   local is_over = state == 'cancelled' or (state == 'failed' and dead ~= '1')
   if is_withheld or (job.hold == 'whole' and is_over) then redis.call('XTRIM', key .. ':tokens', 'MAXLEN', 0) end
   redis.call('HSET', key, 'state', state, 'attempt', job.attempt, 'finished_ms', now, 'lease_owner', '', 'lease_until_ms', 0,
@@ -452,7 +446,7 @@ local function end_job(key, job, state, now, retention_s, dead, outcome, fields)
   if dead == '1' then redis.call('ZADD', 'torpor:dead:' .. list, now, job_id) end
   if job.deadline_ms and job.deadline_ms ~= '0' then redis.call('ZREM', DEADLINES, job_id) end
   redis.call('ZREM', UNSTARTED, job_id)
-  await_no_start(job_id, job.fallback)
+  unwatch_start(job_id, job.fallback)
   if job.follows then redis.call('ZREM', 'torpor:{' .. job.follows .. '}:followers', job_id) end
   if job.cache then keep_answer(job_id, list, job, state, now) end
   if not job.queues then redis.call('ZREM', UNPUBLISHED, job_id) end
@@ -474,7 +468,7 @@ local function validate(key, job, state, now, outcome, event, recheck_ms, fields
   end
   -- First: Redis 7.0 can apply the first half of a script after a power cut. An event that comes before its step is in the record does nothing.
   redis.call('ZADD', UNSTARTED, now + recheck_ms, job_id)
-  await_no_start(job_id, job.fallback)
+  unwatch_start(job_id, job.fallback)
   if #queues == 0 then redis.call('ZADD', UNPUBLISHED, now + SWEEP_AFTER_MS, job_id) end
   local member = event_identity(job.source, job.event_id, job.tenant)
   for _, prefix in ipairs(queues) do enqueue(prefix, job.lane, member, event, job.tenant, false, now) end
@@ -488,15 +482,13 @@ end
 -- True where an ending is an answer that steps after the predictor judge first.
 local function is_unjudged(job, state, fields)
   if not job.after or job.after == '' or (state ~= 'completed' and state ~= 'incomplete') then return false end
-  for i = 1, #fields, 2 do if fields[i] == 'incomplete' then return false end end -- withheld already
-  return true
+  return value_in(fields, 'incomplete') == nil -- not withheld already
 end
 
 -- End a job with the answer that its steps have let pass, or, with a `reason`, without its text.
 local function end_judged(key, job, now, retention_s, reason, fields)
   local held = redis.call('HMGET', key, 'candidate', 'withheld')
-  local state, has_result = job.candidate_state, false
-  for i = 1, #fields, 2 do if fields[i] == 'result' then has_result = true end end
+  local state, has_result = job.candidate_state, value_in(fields, 'result') ~= nil
   if reason ~= '' then
     state = 'incomplete'
     fields[#fields + 1], fields[#fields + 2] = 'incomplete', reason

@@ -5,17 +5,10 @@
 -- ARGV  1 group, 2 seconds that a day is kept, then for each entry, in order: its id, key of the tenant's day ('' for nothing to count), row,
 --       measures as JSON
 -- gives how many entries were counted
-local pending, added, n = {}, {}, 0
-if #ARGV > 6 then
-  for _, each in ipairs(redis.pcall('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[#ARGV - 3], 100000)) do pending[each[1]] = true end
-end
-local ids = {}
-for i = 3, #ARGV, 4 do ids[#ids + 1] = ARGV[i] end
-local acked = redis.call('XACK', KEYS[1], ARGV[1], unpack(ids))
-if #ids == 1 and acked == 1 then pending[ids[1]] = true end
+local added, n = {}, 0
 for i = 3, #ARGV, 4 do
   local day = ARGV[i + 1]
-  if pending[ARGV[i]] then
+  if redis.call('XACK', KEYS[1], ARGV[1], ARGV[i]) == 1 then
     n = n + 1
     if day ~= '' then
       added[day] = added[day] or {}

@@ -35,7 +35,7 @@ if not is_end then
   for _, prefix in ipairs(queues) do enqueue(prefix, job.lane, member, ARGV[13], job.tenant, false, now) end
   redis.call('HSET', KEYS[1], 'step', ARGV[6], unpack(fields))
   if n > 0 then redis.call('HSET', KEYS[1], 'queues', cjson.encode(queues)) end
-  await_start(job_id, value_in(fields, 'fallback'), now)
+  watch_start(job_id, value_in(fields, 'fallback'), now)
 end
 local pipeline = redis.call('HGET', KEYS[1], 'pipeline')
 local before = step_line(pipeline, ARGV[1]) or {started = now, runs = 0}

@@ -7,10 +7,7 @@ local now = now_ms()
 local month, next_day = month_of(math.floor(now / 86400000))
 local found = {}
 for _, key in ipairs(KEYS) do
-  spent_in(key, month)
-  spend_late(key, tonumber(ARGV[1]))
-  local of = redis.call('HMGET', key, 'month', 'spent')
-  found[#found + 1] = of[1] and of[1] >= month and tonumber(of[2]) or 0
+  found[#found + 1] = spent_in(key, month, ARGV[1])
   found[#found + 1] = held_in(key, now)
 end
 return {month, next_day * 86400000 - now, unpack(found)}

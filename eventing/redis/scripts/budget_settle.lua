@@ -9,9 +9,8 @@ local month = month_of(math.floor(now / 86400000))
 local answer = {month}
 for i, key in ipairs(KEYS) do
   if redis.call('HDEL', key, 'hold:' .. ARGV[1]) == 1 then
-    spent_in(key, month)
+    spent_in(key, month, ARGV[4])
     redis.call('HINCRBY', key, 'spent', ARGV[2])
-    spend_late(key, tonumber(ARGV[4]))
   end
   local held = redis.call('HMGET', key, 'month', 'spent', 'budget', 'soft', 'told')
   local spent, soft = held[1] == month and tonumber(held[2]) or 0, tonumber(held[4] or 0)

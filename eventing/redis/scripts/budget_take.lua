@@ -8,9 +8,7 @@ local now = now_ms()
 local month, next_day = month_of(math.floor(now / 86400000))
 local refusing, amount, found = 0, tonumber(ARGV[2]), {}
 for i, key in ipairs(KEYS) do
-  spent_in(key, month)
-  spend_late(key, tonumber(ARGV[3]))
-  local budget, spent = tonumber(ARGV[2 + 2 * i]), spent_in(key, month)
+  local budget, spent = tonumber(ARGV[2 + 2 * i]), spent_in(key, month, ARGV[3])
   local held = held_in(key, now)
   found[#found + 1], found[#found + 2] = spent, held
   local is_over = budget > 0 and (spent + held + amount > budget or spent + held >= budget)

@@ -34,6 +34,6 @@ if tokens > 0 then redis.call('HSET', KEYS[1], 'restart', 1) end -- another mode
 if job.state == 'in_progress' then
   redis.call('XADD', KEYS[2], '*', 'kind', 'state', 'state', 'queued', 'attempt', job.attempt, 'at_ms', now)
 end
-await_no_start(job_id, job.fallback)
+unwatch_start(job_id, job.fallback)
 if job.cache then keep_answer(job_id, job.tenant_key or job.tenant, job, 'failed', now) end -- it would be another model's
 return 'ok'

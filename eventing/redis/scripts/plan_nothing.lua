@@ -13,5 +13,5 @@ if ARGV[2] == '1' then redis.call('ZADD', UNPUBLISHED, now + SWEEP_AFTER_MS, job
 for _, prefix in ipairs(queues) do enqueue(prefix, job.lane, member, ARGV[3], job.tenant, false, now) end
 redis.call('HSET', KEYS[1], unpack(ARGV, 5 + n))
 if n > 0 then redis.call('HSET', KEYS[1], 'queues', cjson.encode(queues)) end
-await_start(job_id, value_in({unpack(ARGV, 5 + n)}, 'fallback'), now)
+watch_start(job_id, value_in(ARGV, 'fallback', 5 + n), now)
 return 1

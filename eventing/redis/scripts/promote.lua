@@ -28,7 +28,7 @@ if epoch and redis.call('EXISTS', entry) == 0 then
   redis.call('EXPIRE', entry, 604800)
 end
 redis.call('ZADD', UNSTARTED, now + ARGV[3], ARGV[1])
-await_start(ARGV[1], job.fallback, now)
+watch_start(ARGV[1], job.fallback, now)
 if ARGV[4] == '1' then redis.call('ZADD', UNPUBLISHED, now + SWEEP_AFTER_MS, ARGV[1]) end
 local queues = {unpack(ARGV, 7)}
 if #queues > 0 then redis.call('HSET', KEYS[1], 'queues', cjson.encode(queues)) end

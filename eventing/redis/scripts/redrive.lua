@@ -32,9 +32,9 @@ redis.call('XADD', KEYS[2], '*', 'kind', 'state', 'state', state, 'attempt', att
 redis.call('ZADD', UNSTARTED, now + ARGV[3], job_id)
 if ARGV[4] == '1' then redis.call('ZADD', UNPUBLISHED, now + SWEEP_AFTER_MS, job_id) end
 if ARGV[1] == '1' then
-  await_start(job_id, value_in({unpack(ARGV, 7 + n)}, 'fallback'), now)
+  watch_start(job_id, value_in(ARGV, 'fallback', 7 + n), now)
 elseif state == 'queued' and (job[10] or '') == '' then
-  await_start(job_id, job[15], now)
+  watch_start(job_id, job[15], now)
 end
 local queues = {unpack(ARGV, 7, 6 + n)}
 if n > 0 then redis.call('HSET', KEYS[1], 'queues', cjson.encode(queues)) end

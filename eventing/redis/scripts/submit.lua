@@ -85,6 +85,6 @@ if ask and ask.key and ask.epoch then
   redis.call('HSET', entry, 'job', ARGV[1], 'model', ask.model, 'epoch', ask.epoch, 'revision', ask.revision)
   redis.call('EXPIRE', entry, 604800) -- the job's end decides; this is for a job that is lost
 end
-await_start(ARGV[1], value_in({unpack(ARGV, 14 + n)}, 'fallback'), now)
+watch_start(ARGV[1], value_in(ARGV, 'fallback', 14 + n), now)
 for _, prefix in ipairs({unpack(ARGV, 14, 13 + n)}) do enqueue(prefix, ARGV[7], ARGV[9], ARGV[10], ARGV[8], false, now) end
 return {'created', now}
