@@ -75,10 +75,9 @@ def redis_secret(namespace: str, token: Random, replicas: int = 1) -> dict[str, 
 
 
 def _store_url(user: str, password: str, namespace: str, replicas: int) -> str:
-    if replicas == 1:
-        host = f"{parts.STORE}.{namespace}.svc.cluster.local:{parts.REDIS_PORT}"
-        return f"redis://{user}:{password}@{host}/0"
     named = parts.store_hosts(namespace, replicas)
+    if replicas == 1:
+        return f"redis://{user}:{password}@{named[0]}:{parts.REDIS_PORT}/0"
     hosts = ",".join(f"{host}:{parts.SENTINEL_PORT}" for host in named)
     login = f"sentinel_password={password}" + (f"&sentinel_username={user}" if user else "")
     return f"redis+sentinel://{user}:{password}@{hosts}/{parts.WATCHED}/0?{login}"

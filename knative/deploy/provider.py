@@ -123,10 +123,9 @@ def policies(values: Values, public: Resource) -> Iterator[Resource]:
 
 
 def _ways(upstream: UpstreamValues, public: Resource) -> list[Resource]:
-    urls = (upstream.url, *(each.url for each in upstream.fallbacks if each.url))
-    ports = sorted({URL(url).port or 443 for url in urls})
+    ports = sorted({URL(url).port or 443 for url in upstream.urls})
     inside = [{"ipBlock": {"cidr": str(network)}} for network in upstream.networks]
-    is_public = not inside or any(URL(url).scheme == "https" for url in urls)
+    is_public = not inside or any(URL(url).scheme == "https" for url in upstream.urls)
     ways: list[Resource] = [
         {
             "to": [*inside, *([public] if is_public else [])],

@@ -127,7 +127,7 @@ _WAITING = {
 }
 
 
-_WITH_OWN_EVENTS = ("InferenceService", "ScaledObject")
+WITH_OWN_EVENTS = ("InferenceService", "ScaledObject")
 _MOUNT_REASONS = ("FailedMount", "FailedAttachVolume")
 _POD_NAME = re.compile(r'\bpods? "[^"]*"')
 
@@ -185,7 +185,7 @@ def _is_over(event: Resource, waits_for_volume: set[str], is_ready: bool) -> boo
     about = event.get("involvedObject") or {}
     if event.get("reason") in _MOUNT_REASONS:
         return about.get("name") not in waits_for_volume
-    return is_ready and about.get("kind") in _WITH_OWN_EVENTS
+    return is_ready and about.get("kind") in WITH_OWN_EVENTS
 
 
 def _first_of_several(names: list[str]) -> str:
@@ -209,9 +209,8 @@ def _pod_reasons(pod: Resource) -> Iterable[tuple[str, str]]:
 def _container_reasons(pod: dict[str, Any], box: dict[str, Any]) -> Iterable[tuple[str, str]]:
     state = box.get("state") or {}
     reason = (state.get("waiting") or {}).get("reason", "")
-    if (
-        reason == "CrashLoopBackOff"
-    ):  # its message has the seconds of this wait: another text each time
+    if reason == "CrashLoopBackOff":
+        # Its message has the seconds of this wait: another text each time.
         where = f"-n {pod.get('namespace', 'default')} logs {pod['name']} -c {box['name']}"
         yield f"/{box['name']}", f"{_WAITING[reason]}; `kubectl {where} --previous` says why"
     elif reason in _WAITING:
@@ -258,6 +257,6 @@ def _event_reason(event: Resource) -> str | None:
             f"{about}: KServe started before Knative was installed: `kubectl -n kserve rollout "
             "restart deployment kserve-controller-manager`"
         )
-    if (event.get("involvedObject") or {}).get("kind") in _WITH_OWN_EVENTS:
+    if (event.get("involvedObject") or {}).get("kind") in WITH_OWN_EVENTS:
         return f"{about}: {event.get('reason')}: {message[:200]}"
     return None

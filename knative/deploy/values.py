@@ -97,18 +97,22 @@ class UpstreamValues(_Section):
     output_price_per_1m: float = Field(0, ge=0)
 
     @property
+    def urls(self) -> tuple[str, ...]:
+        """Its endpoint, and those of others that stand in for it."""
+        return (self.url, *(each.url for each in self.fallbacks if each.url))
+
+    @property
     def allowed(self) -> tuple[str, ...]:
         """The hosts and networks inside that it may be at."""
         if not self.networks:
             return ()
-        urls = (self.url, *(each.url for each in self.fallbacks if each.url))
-        hosts = dict.fromkeys(str(URL(url).host) for url in urls)
+        hosts = dict.fromkeys(str(URL(url).host) for url in self.urls)
         return (*hosts, *map(str, self.networks))
 
     @model_validator(mode="after")
     def _may_be_called(self) -> Self:
         try:
-            for url in (self.url, *(each.url for each in self.fallbacks if each.url)):
+            for url in self.urls:
                 check_url(url, AllowList.parse(self.allowed), "url")
         except InvalidJob as error:
             raise ValueError(f"{error.message} (or say in networks where it is)") from error
@@ -347,16 +351,4 @@ def _explained(error: ErrorDetails) -> str:
 
 
 def _names() -> list[str]:
-    sections = (
-        Values,
-        ModelValues,
-        GpuValues,
-        ImageValues,
-        PlatformValues,
-        MoreModel,
-        UpstreamValues,
-        FallbackValues,
-        StoreValues,
-        StepsValues,
-    )
-    return [name for section in sections for name in section.model_fields]
+    return [name for section in _Section.__subclasses__() for name in section.model_fields]

@@ -119,6 +119,9 @@ def test_comments_stand_above_their_value_and_do_not_change_the_data() -> None:
         pytest.param("model: {concurrency: 2000}", "model.concurrency", id="over Knative's cap"),
         pytest.param("images: {tag: latest}", "images.tag", id="not pinned"),
         pytest.param("max_replica: 5", "did you mean max_replicas", id="nearly a field"),
+        pytest.param(
+            "store: {backup: s3://x}", "did you mean backup_url", id="nearly a part's field"
+        ),
         pytest.param("max_replicas: 4\nmax_replicas: 5", "stands there twice", id="a key twice"),
         pytest.param("model: {name: a, name: b}", "name stands there twice", id="twice inside"),
         pytest.param("max_replicas: yes", "true or false", id="a number that YAML reads as true"),

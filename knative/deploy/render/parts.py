@@ -67,8 +67,9 @@ def service_url(name: str, port: int, values: Values) -> str:
 
 
 def store_hosts(namespace: str, replicas: int) -> list[str]:
-    """Give the names of the store's servers where sentinels watch them; a Service each, since its address stays."""
-    return [f"{REDIS}-{number}.{namespace}.svc.cluster.local" for number in range(replicas)]
+    """Give the names of the store's servers: of each its Service, whose address stays."""
+    names = [STORE] if replicas == 1 else [f"{REDIS}-{number}" for number in range(replicas)]
+    return [f"{name}.{namespace}.svc.cluster.local" for name in names]
 
 
 def labels(component: str) -> dict[str, str]:

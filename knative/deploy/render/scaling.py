@@ -48,7 +48,7 @@ def authentication(values: Values) -> Resource:
 def stream_trigger(name: str, stream: str, values: Values, counts: Resource) -> Resource:
     """Give KEDA's trigger on one stream of tickets."""
     hosts = parts.store_hosts(values.namespace, values.store.replicas)
-    where = {"address": f"{parts.STORE}.{values.namespace}.svc.cluster.local:{parts.REDIS_PORT}"}
+    where = {"address": f"{hosts[0]}:{parts.REDIS_PORT}"}
     if len(hosts) > 1:
         addresses = ",".join(f"{host}:{parts.SENTINEL_PORT}" for host in hosts)
         where = {"addresses": addresses, "sentinelMaster": parts.WATCHED}

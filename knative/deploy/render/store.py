@@ -235,8 +235,6 @@ def _scripts_mount() -> Resource:
 def _script_env(values: Values) -> list[Resource]:
     """Give what the scripts in `knative/deploy/store` read."""
     hosts = parts.store_hosts(values.namespace, values.store.replicas)
-    if values.store.replicas == 1:
-        hosts = [f"{parts.STORE}.{values.namespace}.svc.cluster.local"]
     return [
         {"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
         {"name": "HOSTS", "value": " ".join(hosts)},

@@ -29,6 +29,7 @@ from knative.deploy.errors import (
 from knative.deploy.errors import NotReady as NotReadyError
 from knative.deploy.readiness import (
     READY,
+    WITH_OWN_EVENTS,
     ObjectReadiness,
     is_made_from,
     readiness,
@@ -368,8 +369,7 @@ async def stuck_reasons(cluster: Cluster, ref: Ref, *, is_ready: bool = False) -
 
 def _is_about(seen: Resource, ref: Ref) -> bool:
     """An InferenceService and the ScaledObject beside it have one name."""
-    own = ("InferenceService", "ScaledObject")
-    if seen.get("kind") in own and ref.kind in own:
+    if seen.get("kind") in WITH_OWN_EVENTS and ref.kind in WITH_OWN_EVENTS:
         return (seen["kind"], seen.get("name")) == (ref.kind, ref.name)
     return is_made_from(ref.kind, ref.name, str(seen.get("name", "")))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 from knative.deploy.doctor.field import at_least, field_rule, kind, note, one_of
 from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault
@@ -66,10 +67,11 @@ def models_listed(view: ResourceView) -> Iterator[Fault]:
     settings = view.named("ConfigMap", parts.SETTINGS)
     if settings is None:
         return
-    listed = _listed(view)
-    if listed is None:
+    cards = cards_of(view)
+    if cards is None:
         yield fault(settings, "data.TORPOR_MODELS", "not JSON", "a JSON list of models")
         return
+    listed = set(cards)
     served = {p["metadata"]["name"] for p in view.predictors if not is_canary(p)}
     for name in sorted(served - listed):
         yield fault(settings, "data.TORPOR_MODELS", ", ".join(sorted(listed)), f"{name} too")
@@ -77,10 +79,11 @@ def models_listed(view: ResourceView) -> Iterator[Fault]:
         yield fault(settings, "data.TORPOR_MODELS", name, f"an InferenceService/{name}")
 
 
-def _listed(view: ResourceView) -> set[str] | None:
-    """Give the models that the api will accept; None when that cannot be read."""
+def cards_of(view: ResourceView) -> dict[str, dict[str, Any]] | None:
+    """Give the models that the api will accept, by name; None when that cannot be read."""
     try:
-        return {card["name"] for card in json.loads(view.settings.get("TORPOR_MODELS") or "[]")}
+        listed = json.loads(view.settings.get("TORPOR_MODELS") or "[]")
+        return {str(card["name"]): dict(card) for card in listed}
     except (ValueError, TypeError, KeyError):
         return None
 

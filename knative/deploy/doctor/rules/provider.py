@@ -10,6 +10,7 @@ from yarl import URL
 
 from eventing.job.plan import ROUTE_STEP, tiers_of
 from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault
+from knative.deploy.doctor.rules.api import cards_of
 from knative.deploy.doctor.rules.steps import PIPELINES, fallbacks_of, plans_of
 from knative.deploy.doctor.view import ResourceView, dig, engine, is_canary, number, variable
 from knative.deploy.emit import Resource
@@ -127,7 +128,7 @@ def _sent(view: ResourceView, model: str) -> Iterator[tuple[str, Collection[str]
     source="docs/adr/0315",
 )
 def provider_price(view: ResourceView) -> Iterator[Fault]:
-    cards, settings = _cards(view), view.named("ConfigMap", parts.SETTINGS, "v1")
+    cards, settings = cards_of(view) or {}, view.named("ConfigMap", parts.SETTINGS, "v1")
     for predictor in _providers(view):
         card = cards.get(predictor["metadata"]["name"])
         if (
@@ -145,14 +146,6 @@ def provider_price(view: ResourceView) -> Iterator[Fault]:
             )
 
 
-def _cards(view: ResourceView) -> dict[str, dict[str, Any]]:
-    try:
-        listed = json.loads(view.settings.get("TORPOR_MODELS") or "[]")
-        return {str(card["name"]): dict(card) for card in listed}
-    except (ValueError, TypeError, KeyError):
-        return {}  # a fault of `models-listed`
-
-
 @register.rule(
     "provider-fallback",
     Hop.PREDICTOR,
@@ -162,7 +155,7 @@ def _cards(view: ResourceView) -> dict[str, dict[str, Any]]:
 )
 def provider_fallback(view: ResourceView) -> Iterator[Fault]:
     plans, providers = plans_of(view), _providers(view)
-    known = {*_cards(view), *plans}
+    known = {*(cards_of(view) or {}), *plans}
     file = view.named("ConfigMap", PIPELINES, "v1")
     for model, fallback in fallbacks_of(view).items():
         if file and known and fallback.model not in known:

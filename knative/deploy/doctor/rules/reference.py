@@ -162,8 +162,7 @@ def _store_services(job: Resource) -> list[str]:
     """Give the Services that the first-secrets job puts into the store's address."""
     (box,) = job["spec"]["template"]["spec"]["containers"]
     env = {each["name"]: each.get("value", "") for each in box.get("env", [])}
-    replicas = int(env.get("TORPOR_STORE_REPLICAS", "1"))
-    hosts = parts.store_hosts("", replicas) if replicas > 1 else [parts.STORE]
+    hosts = parts.store_hosts("", int(env.get("TORPOR_STORE_REPLICAS", "1")))
     return [host.split(".")[0] for host in hosts]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
 
 import yaml
 
@@ -24,20 +25,24 @@ from knative.deploy.render import parts
 register = Register()
 PIPELINES = "torpor-pipelines"
 _FILE = "data.pipelines.yaml"
+_Entry = TypeVar("_Entry")
 
 
 def plans_of(view: ResourceView) -> Pipelines:
     """Give the plans that can be read; a file that cannot be is a fault of `steps-block`."""
-    try:
-        return parse_pipelines(_document(view))
-    except (BadRequest, yaml.YAMLError):
-        return {}
+    return _read(view, parse_pipelines)
 
 
 def fallbacks_of(view: ResourceView) -> Fallbacks:
     """Give the models that stand in for others; those that cannot be read are a fault of `steps-block`."""
+    return _read(view, parse_fallbacks)
+
+
+def _read(
+    view: ResourceView, parse: Callable[[object], Mapping[str, _Entry]]
+) -> Mapping[str, _Entry]:
     try:
-        return parse_fallbacks(_document(view))
+        return parse(_document(view))
     except (BadRequest, yaml.YAMLError):
         return {}
 
@@ -108,10 +113,7 @@ def audit_critic(view: ResourceView) -> Iterator[Fault]:
 
 def _audits(view: ResourceView) -> AuditRules:
     """The rules of audits that can be read; a file that cannot be is a fault of `steps-block`."""
-    try:
-        return parse_audit_rules(_document(view))
-    except (BadRequest, yaml.YAMLError):
-        return {}
+    return _read(view, parse_audit_rules)
 
 
 @register.rule(
