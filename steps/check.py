@@ -7,7 +7,7 @@ Exit status: 0, or 2 with one line about what is wrong.
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +24,7 @@ from eventing.job.plan import (
 from eventing.store.conversation.policy import STEP as MEMORY
 from eventing.store.conversation.policy import memory_policy
 from eventing.store.vector_store.query import RETRIEVE_STEP, SEARCH_STEP
-from steps.embedding.model_file import MODEL, TOKENIZER, read_verified
+from steps.embedding.model_file import MODEL, TOKENIZER, PackagedFile, read_verified
 from steps.grounding.step import NAME as GROUND
 from steps.grounding.step import parse_rule as parse_grounding
 from steps.handler import NotInstalled, not_installed
@@ -85,46 +85,56 @@ def check_steps(plans: Pipelines) -> None:
 
 def check_installed(plans: Pipelines) -> None:
     """Raises `BadRequest` naming the model and the step that needs what is not installed here."""
-    embeds = not os.environ.get("TORPOR_EMBEDDING_URL")
-    in_postgres = os.environ.get("TORPOR_INDEX_URL", "").startswith("postgres")
+    urls = [os.environ.get(f"TORPOR_{name}_URL", "") for name in ("EMBEDDING", "INDEX")]
     for model, plan in plans.items():
-        for step in plan.steps:
-            needs = missing(step, has_own_embedder=embeds, has_postgres=in_postgres)
-            if needs:
-                raise BadRequest(
-                    f"pipelines: {model}.steps: {step.name}: {'; '.join(needs)}", model
-                )
+        for name, needs in missing(plan.steps, *urls).items():
+            raise BadRequest(f"pipelines: {model}.steps: {name}: {'; '.join(needs)}", model)
 
 
-def missing(step: PlannedStep, *, has_own_embedder: bool, has_postgres: bool) -> list[str]:
-    """What the step needs and is not installed here, in words. `has_own_embedder` says that texts become vectors in
-    this process, `has_postgres` that vector indexes are in PostgreSQL.
+def missing(
+    steps: Iterable[PlannedStep], embedding_url: str, index_url: str
+) -> dict[str, list[str]]:
+    """What steps need and is not installed here, in words: each once, under the first step that needs it. The
+    addresses are those of the settings: what is elsewhere is not needed here.
     """
+    needs: dict[str | PackagedFile, str] = {}
+    for step in steps:
+        for need in _needs(step, embedding_url, index_url):
+            needs.setdefault(need, step.name)
+    found: dict[str, list[str]] = {}
+    for need, name in needs.items():
+        if (words := _why_not(need)) is not None:
+            found.setdefault(name, []).append(words)
+    return found
+
+
+def _needs(step: PlannedStep, embedding_url: str, index_url: str) -> Iterator[str | PackagedFile]:
+    """The modules and files that a step needs."""
     is_search = step.name in (SEARCH_STEP, RETRIEVE_STEP)
     is_recalling = step.name == MEMORY and step.settings.get("recall_k") != 0
-    embeds = step.name == EMBED_STEP or (
-        has_own_embedder and (is_search or is_recalling or step.name == SEMANTIC_CACHE)
-    )
-    modules = {
-        "numpy": True,
-        "onnxruntime": embeds,
-        "tokenizers": embeds or step.name == SEMANTIC_CACHE,
-        "pypdf": is_search,  # of files that are indexed here
-        "asyncpg": is_search and has_postgres,
-        "jsonschema": step.name == VALIDATE_OUTPUT,
-    }
-    said = [
-        not_installed(name).message
-        for name, is_needed in modules.items()
-        if is_needed and find_spec(name) is None
-    ]
-    for file, is_needed in ((MODEL, embeds), (TOKENIZER, modules["tokenizers"])):
-        try:
-            if is_needed:
-                read_verified(file)
-        except NotInstalled as error:
-            said.append(error.message)
-    return said
+    is_cache = step.name == SEMANTIC_CACHE
+    embeds = not embedding_url and (is_search or is_recalling or is_cache)
+    yield "numpy"
+    if embeds or step.name == EMBED_STEP:
+        yield from ("onnxruntime", "tokenizers", MODEL, TOKENIZER)
+    if is_cache:
+        yield from ("tokenizers", TOKENIZER)
+    if is_search:
+        yield "pypdf"  # of files that are indexed here
+    if is_search and index_url.startswith("postgres"):
+        yield "asyncpg"
+    if step.name == VALIDATE_OUTPUT:
+        yield "jsonschema"
+
+
+def _why_not(need: str | PackagedFile) -> str | None:
+    if isinstance(need, str):
+        return None if find_spec(need) else not_installed(need).message
+    try:
+        read_verified(need)
+    except NotInstalled as error:
+        return error.message
+    return None
 
 
 def main(path: Path, options: Iterable[str] = ()) -> int:

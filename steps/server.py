@@ -119,17 +119,11 @@ class StepServer:
     def _say_missing(self) -> None:
         """Log what the planned steps, and searches, need and is not installed: jobs that need it will fail."""
         planned = [step for plan in self.settings.plans.values() for step in plan.steps]
-        said = {
-            words: step.name
-            for step in (*planned, PlannedStep(name=SEARCH_STEP))
-            for words in missing(
-                step,
-                has_own_embedder=not self.settings.embedding_url,
-                has_postgres=self.settings.index_url.get_secret_value().startswith("postgres"),
-            )
-        }
-        for words, name in said.items():
-            _log.error("not installed", action="start", step=name, reason=words)
+        steps = (*planned, PlannedStep(name=SEARCH_STEP))
+        index_url = self.settings.index_url.get_secret_value()
+        for name, needs in missing(steps, self.settings.embedding_url, index_url).items():
+            for words in needs:
+                _log.error("not installed", action="start", step=name, reason=words)
 
     async def run_background(self) -> None:
         """Run what steps have beside their handlers, and publish the events of an external broker, until
