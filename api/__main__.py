@@ -21,13 +21,15 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
-from api import wiring
 from api.app import create_app
 from api.auth.rules import anonymous_access_warning, startup_error
 from api.http.background import forever
 from api.http.protocol import protocol_class
 from api.http.shutdown import Shutdown, ShutdownServer
 from api.settings import ApiSettings
+from api.wiring.background import loops
+from api.wiring.parts import make_parts
+from api.wiring.routers import routers
 from eventing.errors import BadRequest
 from eventing.process import gc as collector
 from eventing.process.setting import WrongSetting, from_command_line
@@ -79,15 +81,15 @@ def build(settings: ApiSettings) -> tuple[FastAPI, Shutdown]:
         timeout_s=settings.store_timeout_s,
         max_connections=settings.max_connections,
     )
-    parts = wiring.make_parts(settings, redis)
+    parts = make_parts(settings, redis)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         _log.info("started", action="start", host=settings.host, port=settings.port)
         _say_what_is_open(settings)
         async with asyncio.TaskGroup() as group:
-            loops = wiring.loops(parts)
-            running = [group.create_task(forever(name, loop)) for name, loop in loops.items()]
+            named = loops(parts).items()
+            running = [group.create_task(forever(name, loop)) for name, loop in named]
             gc.collect()
             collector.freeze_gc_after_startup()
             yield
@@ -95,7 +97,7 @@ def build(settings: ApiSettings) -> tuple[FastAPI, Shutdown]:
                 loop.cancel()
         await parts.close()
 
-    return create_app(wiring.routers(parts), lifespan, settings.cors_origins), parts.shutdown
+    return create_app(routers(parts), lifespan, settings.cors_origins), parts.shutdown
 
 
 def _say_what_is_open(settings: ApiSettings) -> None:

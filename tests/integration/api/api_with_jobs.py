@@ -8,8 +8,8 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
-from api import wiring
 from api.settings import AnonymousAccess, ApiSettings, ModelCard
+from api.wiring.parts import make_parts
 from eventing.cloudevent.event import build_binary
 from eventing.cloudevent.job_event import result_event
 from eventing.job.job import JobId
@@ -57,7 +57,7 @@ def settings_for(redis_url: str, **fields: Any) -> ApiSettings:
 async def api_with_jobs(settings: ApiSettings, store: RedisStore) -> AsyncIterator[ApiWithJobs]:
     """The api while the block runs."""
     broker = FakeBroker()
-    parts = wiring.make_parts(settings, store.redis, broker)
+    parts = make_parts(settings, store.redis, broker)
     app = app_over(parts)
     async with (
         serving(app) as url,

@@ -12,11 +12,12 @@ import pytest
 from fastapi import FastAPI
 from redis.asyncio import Redis
 
-from api import wiring
 from api.app import create_app
 from api.auth.principal import Scope
 from api.settings import AnonymousAccess, ApiSettings, ModelCard
-from api.wiring import Parts
+from api.wiring.background import loops
+from api.wiring.parts import Parts, make_parts
+from api.wiring.routers import routers
 from eventing.api_key import RedisKeys, mint
 from eventing.redis import keys
 from eventing.store.redis_store import RedisStore
@@ -99,7 +100,7 @@ UNASKED = ("batches", "metrics", "sweep", "deadlines", "audits", "audit-figures"
 async def running(parts: Parts) -> AsyncIterator[None]:
     """The other loops of the api, while the block runs."""
     async with asyncio.TaskGroup() as group:
-        named = wiring.loops(parts).items()
+        named = loops(parts).items()
         tasks = [group.create_task(loop()) for name, loop in named if name not in UNASKED]
         yield
         for task in tasks:
@@ -108,7 +109,7 @@ async def running(parts: Parts) -> AsyncIterator[None]:
 
 
 def app_over(parts: Parts) -> FastAPI:
-    return create_app(wiring.routers(parts), lambda _: running(parts), parts.settings.cors_origins)
+    return create_app(routers(parts), lambda _: running(parts), parts.settings.cors_origins)
 
 
 @asynccontextmanager
@@ -116,7 +117,7 @@ async def rig_over(
     settings: ApiSettings, store: RedisStore, broker: FakeBroker
 ) -> AsyncIterator[Rig]:
     """A rig; leaving it ends its api as a SIGTERM would."""
-    parts = wiring.make_parts(settings, store.redis, broker)
+    parts = make_parts(settings, store.redis, broker)
     async with (
         serving(app_over(parts)) as url,
         httpx.AsyncClient(base_url=url, timeout=5) as client,

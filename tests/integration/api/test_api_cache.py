@@ -12,10 +12,11 @@ import pytest
 from openai import AsyncOpenAI
 from redis.asyncio import Redis
 
-from api import wiring
 from api.app import create_app
 from api.batch import runner as batch_runner
 from api.settings import ApiSettings, TenantLimits
+from api.wiring.parts import make_parts
+from api.wiring.routers import routers
 from eventing.job.job import JobId
 from eventing.outbox.outbox import sweep_once
 from eventing.redis import keys
@@ -421,8 +422,8 @@ async def test_an_api_that_died_leaves_its_followers_to_the_next(
     api_settings: ApiSettings, store: RedisStore, broker: FakeBroker, rules: Path
 ) -> None:
     settings = ApiSettings(**api_settings.model_dump() | {"pipelines_file": rules})
-    parts = wiring.make_parts(settings, store.redis, broker)
-    app = create_app(wiring.routers(parts), lambda _: no_loops(), ())
+    parts = make_parts(settings, store.redis, broker)
+    app = create_app(routers(parts), lambda _: no_loops(), ())
     async with serving(app) as url, httpx.AsyncClient(base_url=url) as client:
         first = Rig(url, client, parts, store, broker)
         leader, follower = await submitted(first), await submitted(first)

@@ -13,7 +13,8 @@ from redis.asyncio import Redis
 from api.audit.golden import load_golden
 from api.audit.make import PACKAGED
 from api.settings import ApiSettings, ModelCard
-from api.wiring import loops, make_parts
+from api.wiring.background import loops
+from api.wiring.parts import make_parts
 from eventing.cloudevent.event import Event
 from eventing.errors import BadRequest
 from eventing.job.job import JobId

@@ -8,11 +8,13 @@ from typing import Any
 import jsonschema
 import pytest
 
-from api import wiring
+import api
 from api.app import create_app
 from api.http.described import DESCRIBED
 from api.routes import response_socket, socket
 from api.settings import ApiSettings
+from api.wiring.parts import make_parts
+from api.wiring.routers import routers
 from eventing.redis.connection import connect
 from tests.integration.api.fakes import FakeBroker
 
@@ -23,8 +25,8 @@ Operations = dict[str, dict[str, Any]]
 def document() -> dict[str, Any]:
     settings = ApiSettings()
     redis = connect(settings.redis_url.get_secret_value(), timeout_s=1.0, max_connections=2)
-    parts = wiring.make_parts(settings, redis, FakeBroker())
-    return create_app(wiring.routers(parts), lambda _: nullcontext()).openapi()
+    parts = make_parts(settings, redis, FakeBroker())
+    return create_app(routers(parts), lambda _: nullcontext()).openapi()
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +168,7 @@ def test_every_call_says_that_it_may_be_limited_and_when_to_come_back(
 
 def test_each_text_in_a_type_of_an_answer_stands_below_a_field_and_is_shown() -> None:
     lost = []
-    for path in Path(wiring.__file__).parent.rglob("*.py"):
+    for path in Path(api.__file__).parent.rglob("*.py"):
         for kind in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(kind, ast.ClassDef) and _is_typed_dict(kind):
                 lost += [f"{path.name}: {kind.name}" for _ in _lost_texts(kind)]
