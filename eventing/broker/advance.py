@@ -61,7 +61,7 @@ class Advance:
             detail=detail,
             prepared=prepared,
             verdict=Verdict.AGAIN,
-            thrown_of=job.to_run.model,
+            discarded_model=job.to_run.model,
         )
         return await self._send(job, run, end)
 

@@ -18,7 +18,7 @@ from eventing.job.fallback import NO_FALLBACKS, Fallbacks, fallback_word
 from eventing.job.followers import Followers
 from eventing.job.job import Job, JobId, JobRequest, JobState
 from eventing.job.moderation.inline import inline_steps
-from eventing.job.plan import NO_PIPELINES, Pipelines, Plan, plan_for
+from eventing.job.plan import NO_PIPELINES, Pipelines, Plan, PlannedStep, plan_for
 from eventing.job.store import JobIntake, NewJob, Publication
 from eventing.store.job_record import fresh
 from eventing.store.vector_store.query import RETRIEVE_STEP
@@ -73,9 +73,8 @@ class Intake:
         """
         if new.plan is None:
             plan = self.plan_of(new.request.model, new.skip_steps)
-            for step in (*new.own_steps, *inline_steps(new.request, self._pipelines)):
-                plan = (plan or Plan(steps=())).with_step(step)
-            new = replace(new, plan=plan)
+            own = (*new.own_steps, *inline_steps(new.request, self._pipelines))
+            new = replace(new, plan=_with_steps(plan, own))
         if self._fallbacks and not (new.plan and new.plan.first):
             model, asked = new.request.model, new.fallback
             word = fallback_word(self._fallbacks, model, new.tenant, asked, new.metadata)
@@ -153,9 +152,8 @@ class Intake:
         """
         again, plan = replace(job, attempt=job.attempt + 1, deadline_ms=0), None
         if request is not None:
-            plan = plan_for(self._pipelines, request.model)
-            for own in inline_steps(request, self._pipelines):
-                plan = (plan or Plan(steps=())).with_step(own)
+            own = inline_steps(request, self._pipelines)
+            plan = _with_steps(self.plan_of(request.model), own)
             step = plan.first if plan else ""
             again = replace(again, request=request, prepared=None, plan=plan, step=step)
         event = request_event(again)
@@ -169,3 +167,10 @@ class Intake:
         if is_queued:
             self._route.recorded(job.id, event)
         return is_queued
+
+
+def _with_steps(plan: Plan | None, own: Sequence[PlannedStep]) -> Plan | None:
+    """The plan with the steps that the request asks for."""
+    for step in own:
+        plan = (plan or Plan(steps=())).with_step(step)
+    return plan

@@ -13,10 +13,9 @@ from typing import Any, Final
 
 import orjson
 
-from eventing.errors import BadRequest
 from eventing.job.cache_key import cache_key
 from eventing.job.call.moderation import MODERATION_URL
-from eventing.job.plan import Plan, read_pipelines
+from eventing.job.plan import Plan, pipelines_error, read_pipelines
 from eventing.known_fields import known_fields
 
 DEFAULT_TTL_S: Final = 3600
@@ -262,20 +261,18 @@ def parse_cache_rules(document: Any) -> CacheRules:
 
 def _rule(where: str, cache: Any) -> CacheRule:
     if not isinstance(cache, Mapping) or cache.keys() != {"exact"}:
-        raise _invalid(where, "must be an object with exact")
+        raise pipelines_error(where, "must be an object with exact")
     exact = {} if cache["exact"] is None else cache["exact"]
     if not isinstance(exact, Mapping):
-        raise _invalid(f"{where}.exact", "must be an object")
+        raise pipelines_error(f"{where}.exact", "must be an object")
     for name in exact.keys() - _RULE_FIELDS:
-        raise _invalid(f"{where}.exact.{name}", "is not supported")
+        raise pipelines_error(f"{where}.exact.{name}", "is not supported")
     ttl_s = exact.get("ttl_s", DEFAULT_TTL_S)
     if isinstance(ttl_s, bool) or not isinstance(ttl_s, int) or not 1 <= ttl_s <= LONGEST_TTL_S:
-        raise _invalid(f"{where}.exact.ttl_s", f"must be whole seconds up to {LONGEST_TTL_S}")
+        raise pipelines_error(
+            f"{where}.exact.ttl_s", f"must be whole seconds up to {LONGEST_TTL_S}"
+        )
     for name in ("sampled", "tools"):
         if not isinstance(exact.get(name, False), bool):
-            raise _invalid(f"{where}.exact.{name}", "must be true or false")
+            raise pipelines_error(f"{where}.exact.{name}", "must be true or false")
     return CacheRule(**exact)
-
-
-def _invalid(field: str, reason: str) -> BadRequest:
-    return BadRequest(f"pipelines: {field} {reason}", field)

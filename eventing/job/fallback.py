@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from eventing.errors import BadRequest
 from eventing.job.job import NO_FALLBACK, forbids_fallback, may_use
-from eventing.job.plan import read_pipelines
+from eventing.job.plan import pipelines_error, read_pipelines
 
 NOT_STARTING: Final = "not_starting"
 """Why a job was sent to another model: no attempt of its own began."""
@@ -80,24 +79,26 @@ def check_fallbacks(fallbacks: Fallbacks, served: Collection[str]) -> None:
     known = ", ".join(sorted(served))
     for name, fallback in fallbacks.items():
         if name not in served:
-            raise _invalid(
+            raise pipelines_error(
                 name, f"has a fallback and is none of the models that are served: {known}"
             )
         if fallback.model not in served or fallback.model == name:
             where = f"{name}.fallback: {fallback.model}"
-            raise _invalid(where, f"is none of the other models that are served: {known}")
+            raise pipelines_error(where, f"is none of the other models that are served: {known}")
 
 
 def _fallback(where: str, entry: Any) -> Fallback:
     record = {"model": entry} if isinstance(entry, str) else entry
     if not isinstance(record, Mapping) or not record.keys() <= {"model", "tenants"}:
-        raise _invalid(where, "must be the name of a model, or an object with model and tenants")
+        raise pipelines_error(
+            where, "must be the name of a model, or an object with model and tenants"
+        )
     tenants = record.get("tenants", [])
     if not isinstance(tenants, list) or not all(isinstance(each, str) for each in tenants):
-        raise _invalid(f"{where}.tenants", "must be a list of tenants")
+        raise pipelines_error(f"{where}.tenants", "must be a list of tenants")
     model = _name(where, record.get("model"))
     if model in (NO_FALLBACK, _NOTHING):
-        raise _invalid(
+        raise pipelines_error(
             where, f"must be another name: {NO_FALLBACK} is what callers say who want none"
         )
     return Fallback(model=model, tenants=frozenset(tenants))
@@ -105,9 +106,5 @@ def _fallback(where: str, entry: Any) -> Fallback:
 
 def _name(where: str, name: Any) -> str:
     if not isinstance(name, str) or not _NAME.match(name):
-        raise _invalid(where, "is no name of a model")
+        raise pipelines_error(where, "is no name of a model")
     return name
-
-
-def _invalid(field: str, reason: str) -> BadRequest:
-    return BadRequest(f"pipelines: {field} {reason}", field)

@@ -268,7 +268,7 @@ def parse_pipelines(document: Any) -> Pipelines:
     if document is None:
         return {}
     if not isinstance(document, Mapping):
-        raise _invalid("", "must be an object with one entry a model")
+        raise pipelines_error("", "must be an object with one entry a model")
     return {
         _model(name): _plan(str(name), entry)
         for name, entry in document.items()
@@ -294,16 +294,18 @@ def check_served(plans: Pipelines, cached: Collection[str], served: Collection[s
     for name in dict.fromkeys((*plans, *cached)):
         plan = plans.get(name, Plan(steps=()))
         if name not in served and not any(plan.step(each) for each in SERVING_STEPS):
-            raise _invalid(name, f"is none of the models that are served: {known}")
+            raise pipelines_error(name, f"is none of the models that are served: {known}")
         for field_name, model in _asked_models(plan):
             where = f"{name}.steps: {field_name}: {model}"
             if model not in served:
-                raise _invalid(where, f"is none of the models that are served: {known}")
+                raise pipelines_error(where, f"is none of the models that are served: {known}")
             if field_name.endswith(_JUDGES) and any(
                 each.endswith(_JUDGES) for each, _ in _asked_models(plans.get(model, _NOTHING))
             ):
                 judge = field_name.rpartition(" ")[2]
-                raise _invalid(where, f"has a {judge} itself: it would wait for its own answers")
+                raise pipelines_error(
+                    where, f"has a {judge} itself: it would wait for its own answers"
+                )
 
 
 _JUDGES: Final = (": guard", ": checker")
@@ -327,21 +329,21 @@ def _asked_models(plan: Plan) -> list[tuple[str, str]]:
 
 def _model(name: Any) -> str:
     if not isinstance(name, str) or not name:
-        raise _invalid(str(name), "is no name of a model")
+        raise pipelines_error(str(name), "is no name of a model")
     return name
 
 
 def _plan(model: str, entry: Any) -> Plan:
     if not isinstance(entry, Mapping):
-        raise _invalid(model, "must be an object with steps")
+        raise pipelines_error(model, "must be an object with steps")
     for name in entry.keys() - {"steps"} - _BESIDE_STEPS:
-        raise _invalid(f"{model}.{name}", "is not supported")
+        raise pipelines_error(f"{model}.{name}", "is not supported")
     steps = entry.get("steps")
     where = f"{model}.steps"
     if not isinstance(steps, Sequence) or isinstance(steps, str) or not steps:
-        raise _invalid(where, "must be a list of steps")
+        raise pipelines_error(where, "must be a list of steps")
     if len(steps) > MOST_STEPS:
-        raise _invalid(where, f"may have {MOST_STEPS} steps, not {len(steps)}")
+        raise pipelines_error(where, f"may have {MOST_STEPS} steps, not {len(steps)}")
     plan = Plan(steps=tuple(_step(f"{where}[{i}]", step) for i, step in enumerate(steps)))
     _check_names(where, plan)
     return plan
@@ -350,31 +352,33 @@ def _plan(model: str, entry: Any) -> Plan:
 def _check_names(where: str, plan: Plan) -> None:
     for name in plan.names:
         if plan.names.count(name) > 1:
-            raise _invalid(where, f"has {name} twice")
+            raise pipelines_error(where, f"has {name} twice")
     ours = [name for name in plan.names if name in _ORDER]
     if ours != sorted(ours, key=_ORDER.index):
-        raise _invalid(where, f"must be in the order {', '.join(_ORDER)}")
+        raise pipelines_error(where, f"must be in the order {', '.join(_ORDER)}")
     if plan.steps != (*plan.before, *plan.after):
-        raise _invalid(where, "must have the steps after the predictor after those before it")
+        raise pipelines_error(
+            where, "must have the steps after the predictor after those before it"
+        )
 
 
 def _step(where: str, entry: Any) -> PlannedStep:
     record = {"step": entry} if isinstance(entry, str) else entry
     if not isinstance(record, Mapping):
-        raise _invalid(where, "must be the name of a step, or an object with it")
+        raise pipelines_error(where, "must be the name of a step, or an object with it")
     for name in record.keys() - _STEP_FIELDS:
-        raise _invalid(f"{where}.{name}", "is not supported")
+        raise pipelines_error(f"{where}.{name}", "is not supported")
     step, settings = record.get("step"), record.get("settings", {})
     if not isinstance(step, str) or not _NAME.match(step):
-        raise _invalid(f"{where}.step", "must be a name of a-z, 0-9 and hyphens")
+        raise pipelines_error(f"{where}.step", "must be a name of a-z, 0-9 and hyphens")
     if not isinstance(settings, Mapping):
-        raise _invalid(f"{where}.settings", "must be an object")
+        raise pipelines_error(f"{where}.settings", "must be an object")
     on_failure = record.get("on_failure", OnFailure.WAIT)
     if on_failure not in list(OnFailure):
-        raise _invalid(f"{where}.on_failure", f"must be {' or '.join(OnFailure)}")
+        raise pipelines_error(f"{where}.on_failure", f"must be {' or '.join(OnFailure)}")
     # A check that may block and is skipped when it is down would let everything through.
     if on_failure == OnFailure.CONTINUE and settings.get("mode") == "block":
-        raise _invalid(f"{where}.on_failure", "must be wait for a step that blocks")
+        raise pipelines_error(f"{where}.on_failure", "must be wait for a step that blocks")
     return PlannedStep(
         name=step,
         settings=dict(settings),
@@ -388,22 +392,25 @@ def _step(where: str, entry: Any) -> PlannedStep:
 def _after(where: str, step: str, value: Any) -> bool:
     after = _flag(f"{where}.after", value)
     if after and step in STEP_ORDER:
-        raise _invalid(f"{where}.after", f"must be false: {step} runs before the predictor")
+        raise pipelines_error(f"{where}.after", f"must be false: {step} runs before the predictor")
     return after and step not in STEPS_AFTER
 
 
 def _timeout_ms(where: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _LONGEST_MS:
-        raise _invalid(f"{where}.timeout_ms", f"must be whole milliseconds up to {_LONGEST_MS}")
+        raise pipelines_error(
+            f"{where}.timeout_ms", f"must be whole milliseconds up to {_LONGEST_MS}"
+        )
     return value
 
 
 def _flag(where: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise _invalid(where, "must be true or false")
+        raise pipelines_error(where, "must be true or false")
     return value
 
 
-def _invalid(field_name: str, reason: str) -> BadRequest:
+def pipelines_error(field_name: str, reason: str) -> BadRequest:
+    """An error in a pipelines file."""
     where = f"pipelines: {field_name}" if field_name else "pipelines"
     return BadRequest(f"{where} {reason}", field_name)

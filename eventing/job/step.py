@@ -94,14 +94,14 @@ class StepEnd:
     verdict: Verdict = Verdict.NONE
     result: Mapping[str, Any] | None = None
     withheld: str = ""  #: why, of an answer that is
-    thrown_of: str = ""  #: the model whose answer is thrown away
+    discarded_model: str = ""  #: the model whose answer is thrown away
 
     @property
     def spent_on(self) -> str:
         """What the tokens of an answer that is thrown away were spent on: `repaired`, or `cascaded` when another model
         is asked.
         """
-        is_other = self.prepared is not None and self.prepared.model != self.thrown_of
+        is_other = self.prepared is not None and self.prepared.model != self.discarded_model
         return "cascaded" if is_other else "repaired"
 
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import orjson
 
+from eventing.job.call.usage import Spent, spent_with, usage_with
 from eventing.job.job import REJECTED, AttemptRecord, Job, JobError, JobRequest, JobState
 from eventing.job.plan import Hold, Plan
 from eventing.job.prompt import prompt_start
@@ -39,7 +40,7 @@ class MemoryRecord:
     must_restart: bool = False
     was_restarted: bool = False
     prepared_sha: str = ""
-    spent: list[dict[str, Any]] | None = None
+    spent: Spent | None = None
     entries: list[StreamEntry] = field(default_factory=list)
 
     @property
@@ -110,7 +111,7 @@ class MemoryRecord:
             step=job.plan.first_after,
             candidate=_stored(ending.result, None),
             candidate_state=ending.state,
-            usage=_usage_with(usage, self.spent),
+            usage=usage_with(usage, self.spent),
             gpu_ms=job.gpu_ms + ending.gpu_ms,
             lease_owner="",
             lease_until_ms=0,
@@ -125,7 +126,7 @@ class MemoryRecord:
         """Throw the answer away, and queue the job for another."""
         last = replace(self.job.history[-1], outcome=REJECTED) if self.job.history else None
         history = (*self.job.history[:-1], last) if last else ()
-        self.spent, self.must_restart = _spent_with(self.job.usage or {}, kind, model), True
+        self.spent, self.must_restart = spent_with(self.job.usage or {}, kind, model), True
         self.job = replace(
             self.job, state=JobState.QUEUED, history=history, candidate=None, candidate_state=None
         )
@@ -136,7 +137,7 @@ class MemoryRecord:
         """The usage of a job that ends, with what was spent on answers that were not judged."""
         if not self.spent or self.job.candidate_state is not None:
             return _stored(ending.usage, self.job.usage)
-        return _usage_with(_stored(ending.usage, _NO_USAGE), self.spent)
+        return usage_with(_stored(ending.usage, _NO_USAGE), self.spent)
 
     def judged(self, reason: str, result: Mapping[str, Any] | None) -> Ending:
         """The end with the answer that steps let pass, changed or not; with a `reason`, without its text."""
@@ -290,43 +291,6 @@ def why_over(job: Job, failures: int, max_attempts: int, now_ms: int) -> JobErro
 
 
 _NO_USAGE: Final = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
-
-
-def _usage_with(usage: Any, spent: list[dict[str, Any]] | None) -> Any:
-    """As `usage_with` of `_lib.lua`."""
-    if not spent or not usage:
-        return usage
-    prompt = sum(each["prompt_tokens"] for each in spent)
-    completion = sum(each["completion_tokens"] for each in spent)
-    extra = [dict(each) for each in spent]
-    for each in usage.get("extra") or ():
-        _add_spent(extra, each)
-    return {
-        **usage,
-        "prompt_tokens": usage.get("prompt_tokens", 0) + prompt,
-        "completion_tokens": usage.get("completion_tokens", 0) + completion,
-        "total_tokens": usage.get("total_tokens", 0) + prompt + completion,
-        "extra": extra,
-    }
-
-
-def _spent_with(usage: Mapping[str, Any], kind: str, model: str) -> list[dict[str, Any]]:
-    """As `spent_with` of `_lib.lua`."""
-    spent = [dict(each) for each in usage.get("extra") or ()]
-    own = {"kind": kind, "model": model}
-    for name in ("prompt_tokens", "completion_tokens"):
-        own[name] = max(0, usage.get(name, 0) - sum(each[name] for each in spent))
-    _add_spent(spent, own)
-    return spent
-
-
-def _add_spent(spent: list[dict[str, Any]], entry: Mapping[str, Any]) -> None:
-    for each in spent:
-        if (each["kind"], each["model"]) == (entry["kind"], entry["model"]):
-            each["prompt_tokens"] += entry["prompt_tokens"]
-            each["completion_tokens"] += entry["completion_tokens"]
-            return
-    spent.append(dict(entry))
 
 
 def _stored(value: Mapping[str, Any] | None, before: Any) -> Any:

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from eventing.errors import BadRequest
 from eventing.job.job import Job, JobId, derive_job_id
-from eventing.job.plan import read_pipelines
+from eventing.job.plan import pipelines_error, read_pipelines
 
 AUDIT_TENANT: Final = "/torpor/audit"
 """The tenant of the jobs that critics do. No caller can be it."""
@@ -68,7 +67,7 @@ def check_critics(rules: AuditRules, served: Collection[str]) -> None:
     for model, rule in rules.items():
         if rule.critic not in served:
             known = ", ".join(sorted(served))
-            raise _invalid(
+            raise pipelines_error(
                 f"{model}.audit.critic", f"is none of the models that are served: {known}"
             )
 
@@ -114,22 +113,24 @@ def audit_job_id(name: str) -> JobId:
 def _rule(model: str, entry: Any) -> AuditRule:
     where = f"{model}.audit"
     if not isinstance(entry, Mapping):
-        raise _invalid(where, "must be an object with critic")
+        raise pipelines_error(where, "must be an object with critic")
     for name in entry.keys() - _FIELDS:
-        raise _invalid(f"{where}.{name}", "is not supported")
+        raise pipelines_error(f"{where}.{name}", "is not supported")
     critic = entry.get("critic")
     if not isinstance(critic, str) or not critic:
-        raise _invalid(f"{where}.critic", "must name the model that judges")
+        raise pipelines_error(f"{where}.critic", "must name the model that judges")
     if critic == model:
-        raise _invalid(f"{where}.critic", "must be another model than the one it judges")
+        raise pipelines_error(f"{where}.critic", "must be another model than the one it judges")
     tenants, retrieve = entry.get("tenants", {}), entry.get("retrieve")
     if not isinstance(tenants, Mapping):
-        raise _invalid(f"{where}.tenants", "must be an object with a share for each tenant")
+        raise pipelines_error(f"{where}.tenants", "must be an object with a share for each tenant")
     if retrieve is not None and not isinstance(retrieve, Mapping):
-        raise _invalid(f"{where}.retrieve", "must be an object with settings of the step retrieve")
+        raise pipelines_error(
+            f"{where}.retrieve", "must be an object with settings of the step retrieve"
+        )
     tokens = entry.get("max_tokens", DEFAULT_MAX_TOKENS)
     if isinstance(tokens, bool) or not isinstance(tokens, int) or not 1 <= tokens <= _MOST_TOKENS:
-        raise _invalid(f"{where}.max_tokens", f"must be a whole number up to {_MOST_TOKENS}")
+        raise pipelines_error(f"{where}.max_tokens", f"must be a whole number up to {_MOST_TOKENS}")
     return AuditRule(
         critic=critic,
         share=_share(f"{where}.share", entry.get("share", DEFAULT_SHARE)),
@@ -144,9 +145,5 @@ def _rule(model: str, entry: Any) -> AuditRule:
 
 def _share(where: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise _invalid(where, "must be a number from 0 to 1")
+        raise pipelines_error(where, "must be a number from 0 to 1")
     return float(value)
-
-
-def _invalid(field_name: str, reason: str) -> BadRequest:
-    return BadRequest(f"pipelines: {field_name} {reason}", field_name)

@@ -13,6 +13,7 @@ import structlog
 
 from eventing.clock import Clock
 from eventing.errors import BadRequest, ResultTooLarge, StoreUnavailable, Unavailable
+from eventing.job.call.usage import usage_with
 from eventing.job.job import API_SOURCE, CONTENT_FILTER, Job, JobError, JobId, JobState
 from eventing.job.store import Ending, JobWorker, LeaseStatus, ReleaseReason
 from predictor import metrics
@@ -224,14 +225,7 @@ def _without_extra(
     if not isinstance(usage, Mapping):
         return body, None
     usage = {name: value for name, value in usage.items() if name != "extra"}
-    if not extra:
-        return body, usage
-    prompt = sum(each["prompt_tokens"] for each in extra)
-    completion = sum(each["completion_tokens"] for each in extra)
-    more = {"prompt_tokens": prompt, "completion_tokens": completion}
-    more["total_tokens"] = prompt + completion
-    sums = {name: (usage.get(name) or 0) + count for name, count in more.items()}
-    return body, {**usage, **sums, "extra": extra}
+    return body, usage_with(usage, extra)
 
 
 def _withheld(result: Withheld, tokens: int, gpu_ms: int) -> Ending:

@@ -29,7 +29,7 @@ USAGE = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
 DONE = StepEnd(status=StepStatus.COMPLETED)
 PASSED = replace(DONE, verdict=Verdict.ACCEPT)
 WITHHELD = replace(DONE, verdict=Verdict.WITHHOLD, withheld="content_filter")
-AGAIN = replace(DONE, verdict=Verdict.AGAIN, thrown_of="m")
+AGAIN = replace(DONE, verdict=Verdict.AGAIN, discarded_model="m")
 
 
 def answer(text: str = "secret", state: JobState = JobState.COMPLETED) -> Ending:

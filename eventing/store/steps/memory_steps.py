@@ -87,7 +87,7 @@ class MemoryStepStore(MemoryStore):
         if end.result is not None:
             record.job = replace(record.job, candidate=_stored(end.result))
         if end.verdict is Verdict.AGAIN:
-            record.answer_again(end.spent_on, end.thrown_of, self._now())
+            record.answer_again(end.spent_on, end.discarded_model, self._now())
         self._publish_again(record.job.id, publication)
 
     async def give_up_run(self, run: StepRun) -> None:

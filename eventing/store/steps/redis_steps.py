@@ -97,7 +97,7 @@ def _verdict_word(end: StepEnd) -> str:
     if end.verdict is Verdict.WITHHOLD:
         return end.withheld
     if end.verdict is Verdict.AGAIN:
-        return f"{end.verdict} {end.spent_on} {end.thrown_of}"
+        return f"{end.verdict} {end.spent_on} {end.discarded_model}"
     return "changed" if end.result is not None else end.verdict
 
 

@@ -137,23 +137,18 @@ class JobMetrics:
         model = job.request.model if job.request.model in self._models else "other"
         observe(job, model)
         routing.observe(job, model, self._models)
-        self._observe_cost(job, model)
+        costs = self._costs_of(job) if self._costs_of else {}
+        _observe_cost(job, model, costs)
         regret.observe(job, model, self._models)
         if self._ledger is not None:
-            await self._post(self._ledger, job, model)
+            await self._post(self._ledger, job, model, self._provider_cost(job, costs))
 
-    def _observe_cost(self, job: Job, model: str) -> None:
-        for kind, amount in (self._costs_of(job) if self._costs_of else {}).items():
-            labelled(_cost, model, kind).inc(amount)
-        for spent in spent_tokens(job.usage, job.to_run.model)[1:]:
-            labelled(_beside, model, spent.kind).inc(spent.input_tokens + spent.output_tokens)
-
-    def _provider_cost(self, job: Job) -> int:
+    def _provider_cost(self, job: Job, costs: Mapping[str, float]) -> int:
         """What providers take for the job's tokens, in millionths."""
-        cost = sum(self._costs_of(job).values()) if self._costs_of else 0.0
+        cost = sum(costs.values())
         return round((cost - self._gpu_price.of(job.gpu_ms / 1000)) * MICRO) if cost else 0
 
-    async def _post(self, ledger: Ledger, job: Job, model: str) -> None:
+    async def _post(self, ledger: Ledger, job: Job, model: str, provider_cost: int) -> None:
         measures = {
             "jobs": 1,
             "input_tokens": _usage(job, "prompt_tokens"),
@@ -162,12 +157,19 @@ class JobMetrics:
         }
         if job.cache is not None and job.cache.is_hit:
             measures |= {"cache_hits": 1, "saved_tokens": _saved_tokens(job.cache)}
-        if provider := self._provider_cost(job):
-            measures["provider_cost"] = provider
+        if provider_cost:
+            measures["provider_cost"] = provider_cost
         try:
             await ledger.post({("model", model): measures, ("tenant", job.tenant): measures})
         except StoreUnavailable as error:
             _log.warning("not posted", action="ledger", job_id=job.id, reason=error.code)
+
+
+def _observe_cost(job: Job, model: str, costs: Mapping[str, float]) -> None:
+    for kind, amount in costs.items():
+        labelled(_cost, model, kind).inc(amount)
+    for spent in spent_tokens(job.usage, job.to_run.model)[1:]:
+        labelled(_beside, model, spent.kind).inc(spent.input_tokens + spent.output_tokens)
 
 
 def start_at_zero(model: str) -> None:

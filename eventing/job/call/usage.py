@@ -1,0 +1,47 @@
+"""A job's usage: the tokens of its answer, and those that were spent beside it (`extra`). Pure.
+
+Called by the predictor and the store in memory; `_lib.lua` does the same where a script ends a job.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+Spent = list[dict[str, Any]]
+"""Tokens by `kind` (`hedged`, `retried`, `repaired`, `cascaded`) and `model`: `prompt_tokens`, `completion_tokens`."""
+
+
+def usage_with(usage: Any, spent: Spent | None) -> Any:
+    """The usage with what was spent beside it, in its sums and in `extra`."""
+    if not spent or usage is None:
+        return usage
+    prompt = sum(each["prompt_tokens"] for each in spent)
+    completion = sum(each["completion_tokens"] for each in spent)
+    extra = [dict(each) for each in spent]
+    for each in usage.get("extra") or ():
+        _add_spent(extra, each)
+    return {
+        **usage,
+        "prompt_tokens": (usage.get("prompt_tokens") or 0) + prompt,
+        "completion_tokens": (usage.get("completion_tokens") or 0) + completion,
+        "total_tokens": (usage.get("total_tokens") or 0) + prompt + completion,
+        "extra": extra,
+    }
+
+
+def spent_with(usage: Mapping[str, Any], kind: str, model: str) -> Spent:
+    """What was spent when an answer of this usage, of a model, is thrown away: all of it."""
+    spent = [dict(each) for each in usage.get("extra") or ()]
+    own = {"kind": kind, "model": model}
+    for name in ("prompt_tokens", "completion_tokens"):
+        own[name] = max(0, (usage.get(name) or 0) - sum(each[name] for each in spent))
+    _add_spent(spent, own)
+    return spent
+
+
+def _add_spent(spent: Spent, entry: Mapping[str, Any]) -> None:
+    for each in spent:
+        if (each["kind"], each["model"]) == (entry["kind"], entry["model"]):
+            each["prompt_tokens"] += entry["prompt_tokens"]
+            each["completion_tokens"] += entry["completion_tokens"]
+            return
+    spent.append(dict(entry))
