@@ -3,20 +3,18 @@
 `UsageTally` is called by `eventing.live.ended` for every end, and counted once. Pure. Must not know the store.
 """
 
-from collections.abc import Collection, Mapping
-from typing import Any, Final
+from collections.abc import Collection
+from typing import Final
 
 from api.limit.cost import Prices, costs_of
 from eventing.job.job import KEY, RUNNABLE_URLS, Job, JobState
 from eventing.live.ended import EndCount
 from eventing.redis import keys
-from eventing.telemetry.cost import MICRO, TokenPrice, spent_tokens
+from eventing.telemetry.cost import MICRO, TokenPrice, spent_tokens, tokens_in
 from eventing.telemetry.usage import DAY_S
 
 OTHER: Final = "other"
 """The model of a job that names one which is not configured."""
-_MOST_TOKENS: Final = 2**40
-"""Of one job, whatever its engine says."""
 _ANSWERED: Final = (JobState.COMPLETED, JobState.INCOMPLETE)
 
 
@@ -45,10 +43,10 @@ def measures_of(job: Job, prices: Prices) -> dict[str, int]:
     found = {
         str(job.state): 1,
         "dead_letters": int(job.is_dead_letter),
-        "input_tokens": _count(usage, "prompt_tokens"),
-        "cached_tokens": _count(usage.get("prompt_tokens_details"), "cached_tokens"),
-        "output_tokens": _count(usage, "completion_tokens"),
-        "thought_tokens": _count(usage.get("completion_tokens_details"), "reasoning_tokens"),
+        "input_tokens": tokens_in(usage, "prompt_tokens"),
+        "cached_tokens": tokens_in(usage.get("prompt_tokens_details"), "cached_tokens"),
+        "output_tokens": tokens_in(usage, "completion_tokens"),
+        "thought_tokens": tokens_in(usage.get("completion_tokens_details"), "reasoning_tokens"),
         "gpu_ms": max(job.gpu_ms, 0),
     }
     costs = costs_of(job, prices)
@@ -61,16 +59,9 @@ def measures_of(job: Job, prices: Prices) -> dict[str, int]:
         found["output_tokens"] = job.token_count
     if cache is not None and cache.is_hit and job.state in _ANSWERED:
         saved = cache.saved_usage or {}
-        tokens = _count(saved, "prompt_tokens"), _count(saved, "completion_tokens")
+        tokens = tokens_in(saved, "prompt_tokens"), tokens_in(saved, "completion_tokens")
         price = prices.tokens.get(job.request.model, TokenPrice())
         found |= {f"hits_{cache.kind}": 1, "saved_cost": round(price.of(*tokens) * MICRO)}
         found |= {"saved_input_tokens": tokens[0], "saved_output_tokens": tokens[1]}
         found["output_tokens"] = 0
     return {name: amount for name, amount in found.items() if amount}
-
-
-def _count(record: Any, name: str) -> int:
-    value = record.get(name) if isinstance(record, Mapping) else None
-    if not isinstance(value, int) or isinstance(value, bool):
-        return 0
-    return min(max(value, 0), _MOST_TOKENS)

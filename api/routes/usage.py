@@ -28,6 +28,7 @@ from eventing.telemetry.metric.ledger import (
     merged,
 )
 from eventing.telemetry.metric.service import SERVICE
+from eventing.telemetry.usage import DAY_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,14 +43,13 @@ class UsageDeps:
 
 routes: Routes[UsageDeps] = Routes("usage")
 
-_DAY_S: Final = 24 * 3600
 _PLACES: Final = 6
 SINCE: Final = Whole(
     "since_s",
     f"How far back, in seconds; known to {SLICE_S} s",
     least=SLICE_S,
     most=KEEP_SLICES_S,
-    default=_DAY_S,
+    default=DAY_S,
 )
 
 
@@ -57,7 +57,7 @@ STEP: Final = Whole(
     "step_s",
     f"Length of a step of the series, in seconds; whole steps of {SLICE_S} s",
     least=SLICE_S,
-    most=_DAY_S,
+    most=DAY_S,
     default=3600,
 )
 

@@ -204,6 +204,7 @@ ANSWER: Final = "answer"
 KINDS: Final = (ANSWER, "hedged", "retried", "repaired", "cascaded")
 """What tokens are spent on."""
 _MOST_TOKENS: Final = 2**40
+"""Of one job, whatever its engine says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,12 +228,12 @@ def spent_tokens(usage: Mapping[str, Any] | None, model: str) -> list[SpentToken
                 SpentTokens(
                     kind=each["kind"],
                     model=of if isinstance(of, str) and of else model,
-                    input_tokens=_tokens(each, "prompt_tokens"),
-                    output_tokens=_tokens(each, "completion_tokens"),
+                    input_tokens=tokens_in(each, "prompt_tokens"),
+                    output_tokens=tokens_in(each, "completion_tokens"),
                 )
             )
-    inputs = _tokens(usage or {}, "prompt_tokens") - sum(each.input_tokens for each in found)
-    outputs = _tokens(usage or {}, "completion_tokens") - sum(each.output_tokens for each in found)
+    inputs = tokens_in(usage, "prompt_tokens") - sum(each.input_tokens for each in found)
+    outputs = tokens_in(usage, "completion_tokens") - sum(each.output_tokens for each in found)
     return [SpentTokens(ANSWER, model, max(inputs, 0), max(outputs, 0)), *found]
 
 
@@ -286,8 +287,9 @@ def job_cost(
     }
 
 
-def _tokens(record: Mapping[str, Any], name: str) -> int:
-    value = record.get(name)
+def tokens_in(record: object, name: str) -> int:
+    """The tokens under this name in a usage; 0 for anything that is no count. An engine may write what it will."""
+    value = record.get(name) if isinstance(record, Mapping) else None
     if not isinstance(value, int) or isinstance(value, bool):
         return 0
     return min(max(value, 0), _MOST_TOKENS)
