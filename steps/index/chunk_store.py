@@ -16,7 +16,7 @@ from eventing.redis import keys
 from eventing.redis.connection import failures_named
 from eventing.redis.multiplexed_connection import Command
 from eventing.redis.script import Argument, run, send
-from steps.index.index import Chunk, IndexStats, ModelMismatch, normalised
+from steps.index.index import Chunk, IndexStats, mismatch, normalised
 
 _CHANGES_KEPT: Final = 1000
 """A process that is further behind reads the whole index again."""
@@ -58,7 +58,7 @@ class ChunkStore:
                 self._redis, "index_create", [keys.index(tenant, name)], [revision, dim]
             )
         if (found[0].decode(), int(found[1])) != (revision, dim):
-            raise _mismatch(found[0].decode(), int(found[1]))
+            raise mismatch(found[0].decode(), int(found[1]))
 
     async def put(self, tenant: str, name: str, chunks: Sequence[Chunk], revision: str) -> None:
         """As `Index.put`; up to 200 chunks appear together."""
@@ -72,7 +72,7 @@ class ChunkStore:
             async with failures_named():
                 answer = await run(self._redis, "index_put", _names(tenant, name), args)
             if isinstance(answer, list):
-                raise _mismatch(answer[1].decode(), int(answer[2]))
+                raise mismatch(answer[1].decode(), int(answer[2]))
 
     async def delete(self, tenant: str, name: str, ids: Sequence[str]) -> int:
         """Delete chunks by id; gives how many there were."""
@@ -186,8 +186,3 @@ def _change(cursor: bytes, row: Sequence[bytes]) -> Change:
 def _chunk(id_: str, row: Sequence[bytes]) -> Chunk:
     vector = np.frombuffer(row[0], dtype=np.float32)
     return Chunk(id=id_, vector=vector, text=row[1].decode(), attributes=orjson.loads(row[2]))
-
-
-def _mismatch(revision: str, dim: int) -> ModelMismatch:
-    built = f"by {revision} with {dim} dimensions" if revision else "by no model: create it first"
-    return ModelMismatch(f"the index is built {built}")

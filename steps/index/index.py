@@ -21,6 +21,11 @@ RRF_CONSTANT: Final = 60
 """Of reciprocal rank fusion, as Cormack, Clarke and Buettcher (2009) chose it."""
 RANKED: Final = 100
 """How deep each of the two rankings is read before they are fused."""
+MOST_WORDS: Final = 64
+"""Words of a query that are looked for; the first ones of a longer text."""
+WORD_CHARACTERS: Final = 200
+"""Longer words are not looked for."""
+_SHARE: Final = 1 / 3
 
 
 class ModelMismatch(WrongState):
@@ -51,6 +56,13 @@ class Query:
     filter: Filter | None = None
     embedding_weight: float = 1.0
     text_weight: float = 1.0
+
+    @property
+    def least_share(self) -> float:
+        """Of the weight of the query's words: what a passage must hold to be ranked by them. With vectors beside it, a
+        passage that shares only a word or two of a sentence is noise: by its rank alone it would outweigh what is near.
+        """
+        return _SHARE if self.vector is not None and self.embedding_weight else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +131,18 @@ def normalised(vector: Vector) -> Vector:
     flat = np.asarray(vector, dtype=np.float32).reshape(-1)
     length = float(np.linalg.norm(flat))
     return flat / np.float32(length) if length > 0 else flat
+
+
+def check_model(stats: "IndexStats", revision: str, dim: int) -> None:
+    """Raises `ModelMismatch` where the index is built by another model."""
+    if (stats.model_revision, stats.dim) != (revision, dim):
+        raise mismatch(stats.model_revision, stats.dim)
+
+
+def mismatch(revision: str, dim: int) -> ModelMismatch:
+    """The error that names what an index is built by."""
+    built = f"by {revision} with {dim} dimensions" if revision else "by no model: create it first"
+    return ModelMismatch(f"the index is built {built}")
 
 
 def fuse(

@@ -18,14 +18,23 @@ import orjson
 from eventing.errors import Unavailable
 from steps.handler import NotInstalled, packages
 from steps.index.filter import Comparison, Filter
-from steps.index.index import RANKED, Chunk, Hit, IndexStats, ModelMismatch, Query, Vector, fuse
+from steps.index.index import (
+    MOST_WORDS,
+    RANKED,
+    WORD_CHARACTERS,
+    Chunk,
+    Hit,
+    IndexStats,
+    Query,
+    Vector,
+    check_model,
+    fuse,
+)
 
 if TYPE_CHECKING:
     import asyncpg
 
 _WORD: Final = re.compile(r"\w+")
-_MOST_WORDS: Final = 64
-_WORD_CHARACTERS: Final = 200
 _ONE_STARTS: Final = 7_305_213
 """Advisory lock of the schema: two processes that start together do not both make it."""
 # Vectors stay in the row where they fit: fetched from beside it, an exact search takes several times as long.
@@ -48,8 +57,6 @@ DO $$ BEGIN
 END $$;
 CREATE INDEX IF NOT EXISTS torpor_chunk_words ON torpor_chunk USING gin (words);
 """
-_SHARE: Final = 1 / 3
-"""Of the weight of a query's words: what a passage must hold to be ranked by words beside vectors."""
 # As in the embedded index: a word weighs its inverse document frequency; one that stands in more than half of the
 # chunks is left out, but of a small index and of a query by nothing else. Words are read once a chunk, since they
 # lie beside the row; how near they stand to each other orders only the best.
@@ -99,7 +106,7 @@ class PgVectorIndex:
                 "INSERT INTO torpor_index VALUES ($1, $2, $3, $4, 1) ON CONFLICT DO NOTHING",
                 *(tenant, name, dim, model_revision),
             )
-            _check(await self._stats(connection, tenant, name), model_revision, dim)
+            check_model(await self._stats(connection, tenant, name), model_revision, dim)
 
     async def put(
         self, tenant: str, name: str, chunks: Sequence[Chunk], *, model_revision: str
@@ -109,7 +116,7 @@ class PgVectorIndex:
             stats = await self._stats(connection, tenant, name)
             for chunk in chunks:
                 dim = stats.dim if chunk.vector is None else len(chunk.vector)
-                _check(stats, model_revision, dim)
+                check_model(stats, model_revision, dim)
             await connection.executemany(
                 "INSERT INTO torpor_chunk VALUES ($1, $2, $3, $4::text::vector, $5, $6::jsonb) "
                 "ON CONFLICT (tenant, name, id) DO UPDATE SET vector = excluded.vector, "
@@ -153,7 +160,7 @@ class PgVectorIndex:
             if not stats.model_revision:
                 return []
             dim = stats.dim if query.vector is None else len(query.vector)
-            _check(stats, model_revision, dim)
+            check_model(stats, model_revision, dim)
             most = max(RANKED, query.k)
             near = await self._near(connection, tenant, name, query, most)
             worded = await self._worded(connection, tenant, name, query, most)
@@ -204,12 +211,11 @@ class PgVectorIndex:
         self, connection: Any, tenant: str, name: str, query: Query, most: int
     ) -> list[Any]:
         """Chunks by the words of the query that they hold, the rare ones weighing more."""
-        words = [word for word in _WORD.findall(query.text) if len(word) <= _WORD_CHARACTERS]
+        words = [word for word in _WORD.findall(query.text) if len(word) <= WORD_CHARACTERS]
         if not words:
             return []
-        asked = [f"'{word}'" for word in dict.fromkeys(words[:_MOST_WORDS])]
-        is_beside = query.vector is not None and query.embedding_weight
-        values: list[Any] = [tenant, name, asked, most, _SHARE if is_beside else 0.0, RANKED]
+        asked = [f"'{word}'" for word in dict.fromkeys(words[:MOST_WORDS])]
+        values: list[Any] = [tenant, name, asked, most, query.least_share, RANKED]
         wanted = _sql(query.filter, values) if query.filter is not None else "true"
         found: list[Any] = await connection.fetch(_WORDED.replace("WANTED", wanted), *values)
         return found
@@ -308,14 +314,6 @@ def _sql(wanted: Filter, values: list[Any]) -> str:
 
 
 _ORDER: Final = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
-
-
-def _check(stats: IndexStats, revision: str, dim: int) -> None:
-    if (stats.model_revision, stats.dim) != (revision, dim):
-        built = f"by {stats.model_revision} with {stats.dim} dimensions"
-        raise ModelMismatch(
-            f"the index is built {built if stats.model_revision else 'by no model'}"
-        )
 
 
 def _literal(vector: Vector | None) -> str:

@@ -16,15 +16,11 @@ import orjson
 from numpy.typing import NDArray
 
 from steps.index.filter import Filter, matches
-from steps.index.index import RANKED, Chunk, Query, Vector, fuse, normalised
+from steps.index.index import MOST_WORDS, RANKED, Chunk, Query, Vector, fuse, normalised
 
 _WORD: Final = re.compile(r"\w+")
-_MOST_WORDS: Final = 64
-"""Words of a query that BM25 looks for; the first ones of a longer text."""
 _FEWEST_DEAD: Final = 1000
 _LEAST_WEIGHT: Final = 1e-6
-_SHARE: Final = 1 / 3
-"""Of the weight of a query's words: what a passage must hold to be ranked by words beside vectors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +94,7 @@ class Ranking:
         allowed = self._allowed(query.filter)
         cosines = self._cosines(query.vector)
         by_vector = [] if cosines is None else _best(cosines, allowed, max(RANKED, query.k))
-        # With vectors beside it, a passage that shares only a word or two of a sentence is noise: by its rank alone it
-        # would outweigh what is near.
-        share = _SHARE if by_vector and query.embedding_weight else 0.0
-        by_text = self._by_text(query.text, allowed, max(RANKED, query.k), share=share)
+        by_text = self._by_text(query, allowed, max(RANKED, query.k))
         fused = fuse(
             [self._ids[row] for row in by_vector],
             [self._ids[row] for row, _ in by_text],
@@ -126,22 +119,22 @@ class Ranking:
         return cosines
 
     def _by_text(
-        self, text: str, allowed: NDArray[np.bool_], most: int, *, share: float
+        self, query: Query, allowed: NDArray[np.bool_], most: int
     ) -> list[tuple[int, float]]:
         """Rows by BM25, best first. Words that stand in more than half of the chunks are left out: FTS5 weighs them
         at a millionth, and most of the time would go to them. A query by nothing else, and a small index, keep them.
         """
-        words = list(dict.fromkeys(word.lower() for word in _WORD.findall(text)))[:_MOST_WORDS]
+        words = list(dict.fromkeys(word.lower() for word in _WORD.findall(query.text)))[:MOST_WORDS]
         weights = {word: self._weight(word) for word in words}
         is_small = len(self._ids) <= RANKED
         rare = [word for word in words if is_small or weights[word] > _LEAST_WEIGHT]
-        if not rare and not share:
+        if not rare and not query.least_share:
             rare = words
         if not rare:
             return []
         phrase = " OR ".join(f'"{word}"' for word in rare)
         sql = "SELECT rowid, -bm25(words) FROM words WHERE words MATCH ? ORDER BY rank"
-        least = share * sum(weights[word] for word in rare)
+        least = query.least_share * sum(weights[word] for word in rare)
         found: list[tuple[int, float]] = []
         for row, score in self._words.execute(sql, (phrase,)):
             if score < least or len(found) == most:

@@ -26,14 +26,17 @@ from eventing.redis.script import Argument, Call, run, run_all, send
 from steps.handler import NotInstalled
 from steps.index.filter import Filter, matches
 from steps.index.index import (
+    MOST_WORDS,
     RANKED,
+    WORD_CHARACTERS,
     Chunk,
     Hit,
     IndexStats,
-    ModelMismatch,
     Query,
     Vector,
+    check_model,
     fuse,
+    mismatch,
     normalised,
 )
 from steps.index.vector_set_filter import expressions, filterable
@@ -46,11 +49,7 @@ _EXPLORED: Final = 500
 _AT_ONCE: Final = 16
 """Chunks of one script, a millisecond or two each: nothing else runs meanwhile."""
 _MOST_MEMBERS: Final = 2**31 - 1
-_SHARE: Final = 1 / 3
-"""Of the weight of a query's words: what a passage must hold to be ranked by words beside vectors."""
 _WORD: Final = re.compile(r"\w+")
-_WORD_CHARACTERS: Final = 200
-_MOST_WORDS: Final = 64
 
 
 class VectorSetIndex:
@@ -69,7 +68,8 @@ class VectorSetIndex:
         async with _failures_named():
             await send(self._redis, [("VCARD", vectors)])  # a server that cannot is named here
             found = await run(self._redis, "index_create", [head], [model_revision, dim])
-        _check(found[0].decode(), int(found[1]), model_revision, dim)
+        built = IndexStats(model_revision=found[0].decode(), dim=int(found[1]))
+        check_model(built, model_revision, dim)
 
     async def put(
         self, tenant: str, name: str, chunks: Sequence[Chunk], *, model_revision: str
@@ -86,7 +86,7 @@ class VectorSetIndex:
             async with _failures_named():
                 answer = await run(self._redis, "vector_set_put", _names(tenant, name), args)
             if isinstance(answer, list):
-                raise _mismatch(answer[1].decode(), int(answer[2]))
+                raise mismatch(answer[1].decode(), int(answer[2]))
 
     async def delete(
         self, tenant: str, name: str, *, ids: Sequence[str] = (), where: Filter | None = None
@@ -104,7 +104,7 @@ class VectorSetIndex:
         if not stats.model_revision:
             return []
         dim = stats.dim if query.vector is None else len(query.vector)
-        _check(stats.model_revision, stats.dim, model_revision, dim)
+        check_model(stats, model_revision, dim)
         most = max(RANKED, query.k)
         near = await self._near(tenant, name, query, most, stats.chunks)
         worded = await self._worded(tenant, name, query, most)
@@ -182,11 +182,10 @@ class VectorSetIndex:
 
     async def _worded(self, tenant: str, name: str, query: Query, most: int) -> dict[str, float]:
         """BM25 of the chunks that hold the query's words, best first."""
-        words = list(dict.fromkeys(_words(query.text)))[:_MOST_WORDS]
+        words = list(dict.fromkeys(_words(query.text)))[:MOST_WORDS]
         if not words:
             return {}
-        is_beside = query.vector is not None and query.embedding_weight
-        share = str(_SHARE if is_beside else 0)
+        share = str(query.least_share)
         found: dict[str, float] = {}
         first, count = 0, most
         while len(found) < most:
@@ -292,14 +291,4 @@ def _words(text: str) -> list[str]:
     """The words of a text, without case and accents."""
     plain = unicodedata.normalize("NFKD", text.casefold())
     bare = "".join(each for each in plain if not unicodedata.combining(each))
-    return [word for word in _WORD.findall(bare) if len(word) <= _WORD_CHARACTERS]
-
-
-def _check(built_by: str, built_dim: int, revision: str, dim: int) -> None:
-    if (built_by, built_dim) != (revision, dim):
-        raise _mismatch(built_by, built_dim)
-
-
-def _mismatch(revision: str, dim: int) -> ModelMismatch:
-    built = f"by {revision} with {dim} dimensions" if revision else "by no model"
-    return ModelMismatch(f"the index is built {built}")
+    return [word for word in _WORD.findall(bare) if len(word) <= WORD_CHARACTERS]
