@@ -18,7 +18,7 @@ from steps.validation.guard_forms import Role
 from steps.validation.moderate import Moderator, NoVerdict, parse_moderation
 from steps.validation.texts import choice_texts, request_texts
 
-_MOST_TOLD: Final = 8
+_MOST_RECORDED: Final = 8
 """Results that a step's record holds; the answer has them all."""
 
 
@@ -49,11 +49,11 @@ class InlineModeration:
             said = await self._judged(call, "assistant", choices)
         except BadRequest as error:
             return wrong_setting(error)
-        told = said if len(said.get("results", ())) <= _MOST_TOLD else {}
+        recorded = said if len(said.get("results", ())) <= _MOST_RECORDED else {}
         if _is_blocked(call, said):
-            return Withhold(detail={MODERATION: told})
+            return Withhold(detail={MODERATION: recorded})
         whole = moderation_of(call.job.pipeline, said)
-        return Continue(result={**candidate, MODERATION: whole}, detail={MODERATION: told})
+        return Continue(result={**candidate, MODERATION: whole}, detail={MODERATION: recorded})
 
     async def _judged(self, call: StepCall, role: Role, parts: list[list[str]]) -> dict[str, Any]:
         """The results, or the error that there are none. Raises `Unavailable` where that would let something pass."""

@@ -106,9 +106,7 @@ def _check_hold(settings: Mapping[str, Any], mode: str) -> None:
 class ValidateOutput:
     """The handler."""
 
-    def __init__(
-        self, checks: Mapping[str, Check], clock: Clock, limit: CascadeLimit | None = None
-    ) -> None:
+    def __init__(self, checks: Mapping[str, Check], clock: Clock, limit: CascadeLimit) -> None:
         self._checks = checks
         self._clock = clock
         self._limit = limit
@@ -139,7 +137,7 @@ class ValidateOutput:
     async def _is_within_limit(self, rule: ValidationRule, call: StepCall, again: Again) -> bool:
         """False when the tenant has had its number of answers by better models today."""
         most = most_per_day(rule.cascade_per_day, call.job.tenant)
-        if again.model is None or most is None or self._limit is None:
+        if again.model is None or most is None:
             return True
         return await self._limit.take(call.job, rejected(call.job), most)
 

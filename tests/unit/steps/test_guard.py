@@ -21,6 +21,7 @@ from steps.validation.model_client import ModelClient
 from steps.validation.moderate import Moderate, Moderator
 from steps.validation.moderate_input import ModerateInput
 from steps.validation.step import ValidateOutput, checks, parse_rule
+from tests.unit.steps.test_validation import CountedInMemory
 
 LLAMA = GuardSettings(model="g", form="llama-guard")
 PLAIN = GuardSettings(model="g")
@@ -209,7 +210,9 @@ async def test_a_guard_that_does_not_answer_lets_nothing_through(
     with pytest.raises(Unavailable):
         await ModerateInput(guards)(called("hello", settings))
     with pytest.raises(Unavailable):
-        await ValidateOutput(checks(guards), SystemClock())(called("hi", settings, answer="hello"))
+        await ValidateOutput(checks(guards), SystemClock(), CountedInMemory())(
+            called("hi", settings, answer="hello")
+        )
 
 
 async def test_where_nothing_is_blocked_a_guard_that_is_away_is_said(
@@ -218,7 +221,7 @@ async def test_where_nothing_is_blocked_a_guard_that_is_away_is_said(
     endpoint.status = 503
     settings = {"mode": "score", "guard": {"model": "g"}}
     asked = await ModerateInput(guards)(called("poison", settings))
-    answered = await ValidateOutput(checks(guards), SystemClock())(
+    answered = await ValidateOutput(checks(guards), SystemClock(), CountedInMemory())(
         called("hi", settings, answer="poison")
     )
 
@@ -238,7 +241,7 @@ async def test_a_text_without_a_verdict_is_blocked(
     asked = await ModerateInput(guards)(called("hello", settings))
     assert isinstance(asked, Refuse)
     assert asked.error.code == "content_filter"
-    answered = await ValidateOutput(checks(guards), SystemClock())(
+    answered = await ValidateOutput(checks(guards), SystemClock(), CountedInMemory())(
         called("hi", settings, answer="hello")
     )
     assert isinstance(answered, Withhold)
@@ -256,7 +259,7 @@ async def test_a_guards_verdict_blocks_requests_and_answers(
     assert asked.detail["categories"] == ["hate"]
     assert isinstance(await ModerateInput(guards)(called("water", settings)), Continue)
 
-    step = ValidateOutput(checks(guards), SystemClock())
+    step = ValidateOutput(checks(guards), SystemClock(), CountedInMemory())
     answered = await step(called("hi", settings, answer="poison"))
     assert isinstance(answered, Withhold)
     assert answered.detail["guard"] == {"flagged": True, "categories": ["hate"]}
@@ -268,7 +271,7 @@ async def test_what_rules_forbid_costs_no_call_of_a_guard(
 ) -> None:
     settings = {"mode": "block", "guard": {"model": "g"}, "rules": [{"words": ["duel"]}]}
     assert isinstance(await ModerateInput(guards)(called("a duel", settings)), Refuse)
-    step = ValidateOutput(checks(guards), SystemClock())
+    step = ValidateOutput(checks(guards), SystemClock(), CountedInMemory())
     assert isinstance(await step(called("hi", settings, answer="a duel")), Withhold)
 
     assert endpoint.calls == []

@@ -49,7 +49,9 @@ def called(
 
 
 async def judged(text: str, settings: dict[str, Any], **more: Any) -> StepOutcome:
-    return await ValidateOutput(checks(GUARDS), SystemClock())(called(text, settings, **more))
+    return await ValidateOutput(checks(GUARDS), SystemClock(), CountedInMemory())(
+        called(text, settings, **more)
+    )
 
 
 @pytest.mark.parametrize(
@@ -137,7 +139,7 @@ async def test_an_answer_that_must_not_be_shown_is_not_repaired() -> None:
     async def forbidden(call: StepCall) -> Verdict:
         return Verdict(problems=("it has a secret",), may_repair=False, detail={"flagged": True})
 
-    step = ValidateOutput({"moderation": forbidden}, SystemClock())
+    step = ValidateOutput({"moderation": forbidden}, SystemClock(), CountedInMemory())
     settings = {"mode": "block", "repairs": 3, "moderation": {}}
     outcome = await step(called("x", settings))
 
@@ -149,7 +151,7 @@ async def test_the_answer_of_another_model_says_why_it_was_asked() -> None:
     settings = {"cascade": ["large"]}
     call = called('{"a": 1}', settings, rejected=1, response_format=JSON)
     other = JobRequest(url=call.request.url, body={**call.request.body, "model": "large"})
-    step = ValidateOutput(checks(GUARDS), SystemClock())
+    step = ValidateOutput(checks(GUARDS), SystemClock(), CountedInMemory())
     outcome = await step(
         StepCall(
             job=call.job,
@@ -181,7 +183,7 @@ async def test_a_prompt_is_repaired_too() -> None:
         candidate={"choices": [{"text": "wrong"}]},
     )
 
-    outcome = await ValidateOutput(checks(GUARDS), SystemClock())(call)
+    outcome = await ValidateOutput(checks(GUARDS), SystemClock(), CountedInMemory())(call)
 
     assert isinstance(outcome, Again)
     assert outcome.request is not None
@@ -265,7 +267,7 @@ async def test_a_tenant_has_so_many_answers_by_better_models_in_a_day(
 
 
 async def test_a_cascade_leaves_out_what_the_key_may_not_use() -> None:
-    step = ValidateOutput(checks(GUARDS), SystemClock())
+    step = ValidateOutput(checks(GUARDS), SystemClock(), CountedInMemory())
     call = called("no json", {"cascade": ["large", "middle"]}, response_format=JSON)
     limited = replace(call, job=replace(call.job, metadata={MODELS: "middle small"}))
 
