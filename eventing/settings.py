@@ -13,13 +13,14 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from eventing.errors import BadRequest
 from eventing.job.cache import CacheRules, load_cache_rules
-from eventing.job.fallback import NO_FALLBACKS, Fallbacks, load_fallbacks
-from eventing.job.plan import NO_PIPELINES, Pipelines, load_pipelines
+from eventing.job.pipelines.audit import AuditRules, load_audit_rules
+from eventing.job.pipelines.document import load_pipelines
+from eventing.job.pipelines.fallback import NO_FALLBACKS, Fallbacks, load_fallbacks
+from eventing.job.plan import NO_PIPELINES, Pipelines
 from eventing.job.store import LeaseSettings
 from eventing.process.setting import HttpUrl, Token, token_file
 from eventing.store.conversation.policy import STEP as MEMORY
 from eventing.store.conversation.policy import memory_policy
-from eventing.telemetry.audit import AuditRules, load_audit_rules
 
 
 class StoreSettings(BaseSettings):

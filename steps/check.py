@@ -13,14 +13,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from eventing.errors import BadRequest
-from eventing.job.plan import (
-    EMBED_STEP,
-    MODERATE_STEP,
-    ROUTE_STEP,
-    Pipelines,
-    PlannedStep,
-    load_pipelines,
-)
+from eventing.job.pipelines.document import load_pipelines
+from eventing.job.plan import EMBED_STEP, MODERATE_STEP, ROUTE_STEP, Pipelines, PlannedStep
 from eventing.store.conversation.policy import STEP as MEMORY
 from eventing.store.conversation.policy import memory_policy
 from eventing.store.vector_store.query import RETRIEVE_STEP, SEARCH_STEP

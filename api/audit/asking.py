@@ -11,9 +11,9 @@ from api.audit.audits import NAME, VERSION, passages_given
 from api.audit.critic import answer_of, critic_request, question_of
 from eventing.job.job import API_SOURCE, Job, Lane
 from eventing.job.moderation.claim import Claim
+from eventing.job.pipelines.audit import AUDIT_TENANT, SEARCHED_TENANT, AuditRule, audit_job_id
 from eventing.job.plan import PlannedStep
 from eventing.job.store import NewJob
-from eventing.telemetry.audit import AUDIT_TENANT, SEARCHED_TENANT, AuditRule, audit_job_id
 
 LONGEST_MS: Final = 6 * 3600 * 1000
 """An audit that waits longer for its critic fails."""

@@ -22,8 +22,8 @@ from eventing.errors import BadRequest
 from eventing.job.cache import parse_cache_control
 from eventing.job.job import CHAT_URLS, Job, JobId, JobState
 from eventing.job.passage import Passage, passages_of
+from eventing.job.pipelines.audit import AUDIT_TENANT, SEARCHED_TENANT, AuditRule, AuditRules
 from eventing.job.store import JobIntake
-from eventing.telemetry.audit import AUDIT_TENANT, SEARCHED_TENANT, AuditRule, AuditRules
 from eventing.telemetry.metric.series import labelled
 
 NAME: Final = "torpor.audit"

@@ -12,7 +12,7 @@ from api.audit.estimate import AuditedCounts, GoldenCounts, Rate, hallucination_
 from api.audit.golden import GoldenSet
 from api.audit.store import DAY_MS, AuditStore
 from api.audit.usage import UsageReader
-from eventing.telemetry.audit import AuditRules, critics_of
+from eventing.job.pipelines.audit import AuditRules, critics_of
 from eventing.telemetry.metric.family import Family, Latest, Samples, Series
 
 RATE: Final = Family(

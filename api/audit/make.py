@@ -20,10 +20,10 @@ from api.settings import ApiSettings
 from eventing.broker.intake import Intake
 from eventing.cloudevent.publisher import Publisher
 from eventing.errors import BadRequest
+from eventing.job.pipelines.audit import check_critics, same_family_warnings
 from eventing.redis.multiplexed_connection import SharedRedis
 from eventing.replica import READY, ReplicaDirectory
 from eventing.store.redis_store import RedisStore
-from eventing.telemetry.audit import check_critics, same_family_warnings
 from eventing.telemetry.metric.ledger import Ledger
 
 PACKAGED: Final = Path(__file__).parent / "golden.jsonl"

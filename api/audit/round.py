@@ -26,10 +26,10 @@ from api.audit.usage import UsageReader
 from eventing.broker.intake import Intake
 from eventing.errors import BadRequest, Unavailable
 from eventing.job.job import JobId
+from eventing.job.pipelines.audit import AuditRules, audit_job_id, critics_of
 from eventing.job.store import JobReader, NewJob
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
-from eventing.telemetry.audit import AuditRules, audit_job_id, critics_of
 
 _EVERY_S: Final = 5.0
 

@@ -16,10 +16,10 @@ from api.audit.critic import Verdict
 from api.audit.estimate import AuditedCounts
 from eventing.errors import BadRequest
 from eventing.job.job import Job, JobId
+from eventing.job.pipelines.audit import AuditRule
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
 from eventing.redis.script import Argument, run
-from eventing.telemetry.audit import AuditRule
 
 DAY_MS: Final = 86_400_000
 _KEPT_S: Final = 90 * 24 * 3600

@@ -18,7 +18,8 @@ from eventing.cloudevent.request_id import KEPT, checked
 from eventing.errors import InvalidJob
 from eventing.job.call.rule import FieldRule, Schema, check, nullable, one_of
 from eventing.job.job import NO_FALLBACK, RUNNABLE_URLS, Lane
-from eventing.job.plan import MOST_STEPS, PlannedStep
+from eventing.job.pipelines.document import MOST_STEPS
+from eventing.job.plan import PlannedStep
 from eventing.job.store import ConversationTurn
 from eventing.telemetry.span import followable
 

@@ -10,9 +10,9 @@ from typing import Any, Final
 
 from eventing.broker.intake import Route
 from eventing.cloudevent.job_event import request_event
-from eventing.job.fallback import NO_FALLBACKS, Fallbacks, fallback_word
 from eventing.job.job import API_SOURCE, Job, JobError, JobRequest, JobState
 from eventing.job.moderation.withheld import shown_anew
+from eventing.job.pipelines.fallback import NO_FALLBACKS, Fallbacks, fallback_word
 from eventing.job.plan import OnFailure, Plan, StepStatus
 from eventing.job.step import AdvanceStatus, StepEnd, StepRun, StepStore, Verdict
 from eventing.job.store import Ending, Publication, TokenBatch

@@ -38,8 +38,8 @@ from eventing.cloudevent.job_event import (
 )
 from eventing.cloudevent.publisher import payload
 from eventing.errors import BadRequest, IdempotencyConflict
-from eventing.job.fallback import NO_FALLBACKS, Fallbacks
 from eventing.job.job import API_SOURCE, JobError, JobId, JobState
+from eventing.job.pipelines.fallback import NO_FALLBACKS, Fallbacks
 from eventing.job.plan import OnFailure
 from eventing.job.step import AdvanceStatus, StepStore
 from eventing.job.store import Ending, LeaseSettings, LeaseStatus

@@ -35,8 +35,8 @@ from eventing.errors import (
     Unavailable,
 )
 from eventing.job.cache import CacheRules
-from eventing.job.fallback import NO_FALLBACKS, Fallbacks
 from eventing.job.job import API_SOURCE, JobError, JobId
+from eventing.job.pipelines.fallback import NO_FALLBACKS, Fallbacks
 from eventing.job.plan import NO_PIPELINES, Pipelines
 from eventing.job.store import JobIntake
 from eventing.process.body import BodyReader

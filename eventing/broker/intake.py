@@ -14,10 +14,10 @@ from eventing.cloudevent.event import Event
 from eventing.cloudevent.job_event import planned_event, request_event
 from eventing.errors import NotCached
 from eventing.job.cache import CacheRules, cache_ask, parse_cache_control
-from eventing.job.fallback import NO_FALLBACKS, Fallbacks, fallback_word
 from eventing.job.followers import Followers
 from eventing.job.job import Job, JobId, JobRequest, JobState
 from eventing.job.moderation.inline import inline_steps
+from eventing.job.pipelines.fallback import NO_FALLBACKS, Fallbacks, fallback_word
 from eventing.job.plan import NO_PIPELINES, Pipelines, Plan, PlannedStep, plan_for
 from eventing.job.store import JobIntake, NewJob, Publication
 from eventing.store.job_record import fresh

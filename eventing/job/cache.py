@@ -15,7 +15,8 @@ import orjson
 
 from eventing.job.cache_key import cache_key
 from eventing.job.call.moderation import MODERATION_URL
-from eventing.job.plan import Plan, pipelines_error, read_pipelines
+from eventing.job.pipelines.document import pipelines_error, read_pipelines
+from eventing.job.plan import Plan
 from eventing.known_fields import known_fields
 
 DEFAULT_TTL_S: Final = 3600

@@ -163,7 +163,9 @@ class Job:
     prompt: str = ""  #: its start (`eventing.job.prompt`); empty in a record of an older version
     cache_control: str = ""  #: the caller's directives (RFC 9111)
     cache: CacheUse | None = None
-    fallback: str = ""  #: what stands in for its model, or `NO_FALLBACK` (`eventing.job.fallback`)
+    fallback: str = (
+        ""  #: what stands in for its model, or `NO_FALLBACK` (`eventing.job.pipelines.fallback`)
+    )
     routing: Mapping[str, str] | None = (
         None  #: the model that was to answer, the one that stands in, and why
     )

@@ -2,24 +2,19 @@
 
 Called by the api and the broker (which make plans), the steps process, the stores and the views. A plan is made once,
 when the job is recorded, of the configuration (`pipelines.yaml`, one entry a public model name) and the request; it
-stands in the record under a version, so that a changed configuration does not touch a job under way. Pure, once the
-file is read.
+stands in the record under a version, so that a changed configuration does not touch a job under way. Pure.
 """
 
 import hashlib
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
 from typing import Any, Final
 
 import orjson
-import yaml
 
-from eventing.errors import BadRequest, InvalidJob
+from eventing.errors import InvalidJob
 from eventing.known_fields import known_fields, known_value
-from eventing.process.once_loader import OnceLoader
 
 MODERATION_INPUT: Final = "moderation-input"
 MODERATION_OUTPUT: Final = "moderation-output"
@@ -40,14 +35,8 @@ MODERATE_STEP: Final = "moderate"
 """Answers moderations: a model whose plan has it is served by the steps alone."""
 SERVING_STEPS: Final = (EMBED_STEP, MODERATE_STEP, ROUTE_STEP)
 """A model whose plan has one of these needs no predictor of its own name."""
-MOST_STEPS: Final = 16
-_NAME: Final = re.compile(r"[a-z]([a-z0-9-]{0,40}[a-z0-9])?\Z")
-_STEP_FIELDS: Final = frozenset(
-    {"step", "settings", "on_failure", "timeout_ms", "skippable", "after"}
-)
-_BESIDE_STEPS: Final = frozenset({"cache", "audit", "fallback"})
-_LONGEST_MS: Final = 24 * 3600 * 1000
-_ORDER: Final = (*STEP_ORDER, *STEPS_AFTER)
+KNOWN_STEPS: Final = (*STEP_ORDER, *STEPS_AFTER)
+"""Both, in their order."""
 
 
 class OnFailure(StrEnum):
@@ -191,7 +180,7 @@ class Plan:
         planned one of that name.
         """
         others = [step for step in self.steps if step.name != own.name]
-        before = _ORDER[: _ORDER.index(own.name)] if own.name in _ORDER else ()
+        before = KNOWN_STEPS[: KNOWN_STEPS.index(own.name)] if own.name in KNOWN_STEPS else ()
         place = max((n + 1 for n, step in enumerate(others) if step.name in before), default=0)
         if own.is_after:
             place = max(place, sum(not step.is_after for step in others))
@@ -245,37 +234,6 @@ def plan_for(pipelines: Pipelines, model: str, skip_steps: Sequence[str] = ()) -
     return (plan or Plan(steps=())).without(skip_steps)
 
 
-def load_pipelines(path: Path) -> Pipelines:
-    """The plans in a YAML file. Raises `BadRequest` naming the invalid field, or that the file cannot be read."""
-    return parse_pipelines(read_pipelines(path))
-
-
-def read_pipelines(path: Path) -> Any:
-    """The document in a YAML file, as it stands there. Raises `BadRequest` when the file cannot be read."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        return yaml.load(text, OnceLoader)  # noqa: S506  a safe one
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise BadRequest(f"cannot read pipelines from {path}: {reason}", "path") from error
-
-
-def parse_pipelines(document: Any) -> Pipelines:
-    """The plans in a document `{MODEL: {steps: [...], cache: {...}, audit: {...}, fallback: ...}}`; what reads the
-    others: `eventing.job.cache`, `eventing.telemetry.audit`, `eventing.job.fallback`. A model without steps beside
-    them has no plan. Raises `BadRequest` naming the field.
-    """
-    if document is None:
-        return {}
-    if not isinstance(document, Mapping):
-        raise pipelines_error("", "must be an object with one entry a model")
-    return {
-        _model(name): _plan(str(name), entry)
-        for name, entry in document.items()
-        if not (isinstance(entry, Mapping) and entry and entry.keys() <= _BESIDE_STEPS)
-    }
-
-
 def tiers_of(plan: Plan) -> tuple[str, ...]:
     """The models that a plan with `route` chooses among; empty for another plan."""
     step = plan.step(ROUTE_STEP)
@@ -284,133 +242,3 @@ def tiers_of(plan: Plan) -> tuple[str, ...]:
         return ()  # the step itself refuses them
     names = [each.get("model") if isinstance(each, Mapping) else each for each in tiers]
     return tuple(name for name in names if isinstance(name, str))
-
-
-def check_served(plans: Pipelines, cached: Collection[str], served: Collection[str]) -> None:
-    """Raises `BadRequest` for an entry whose model is not served, unless its plan needs no predictor of that name, and
-    for a tier of `route` that is not served. `cached` names the entries with a cache.
-    """
-    known = ", ".join(sorted(served))
-    for name in dict.fromkeys((*plans, *cached)):
-        plan = plans.get(name, Plan(steps=()))
-        if name not in served and not any(plan.step(each) for each in SERVING_STEPS):
-            raise pipelines_error(name, f"is none of the models that are served: {known}")
-        for field_name, model in _asked_models(plan):
-            where = f"{name}.steps: {field_name}: {model}"
-            if model not in served:
-                raise pipelines_error(where, f"is none of the models that are served: {known}")
-            if field_name.endswith(_JUDGES) and any(
-                each.endswith(_JUDGES) for each, _ in _asked_models(plans.get(model, _NOTHING))
-            ):
-                judge = field_name.rpartition(" ")[2]
-                raise pipelines_error(
-                    where, f"has a {judge} itself: it would wait for its own answers"
-                )
-
-
-_JUDGES: Final = (": guard", ": checker")
-"""Settings that name a model which judges texts."""
-_NOTHING: Final = Plan(steps=())
-
-
-def _asked_models(plan: Plan) -> list[tuple[str, str]]:
-    """The models of this installation that the steps of a plan ask, each with where it stands."""
-    asked = [(f"{ROUTE_STEP}: tiers", tier) for tier in tiers_of(plan)]
-    for step in plan.steps:
-        cascade = step.settings.get("cascade")
-        if step.is_after and isinstance(cascade, list):
-            asked += [(f"{step.name}: cascade", tier) for tier in cascade]
-        for judge in _JUDGES:
-            settings = step.settings.get(judge.removeprefix(": "))
-            if isinstance(settings, Mapping) and not settings.get("url"):
-                asked.append((f"{step.name}{judge}", str(settings.get("model"))))
-    return asked
-
-
-def _model(name: Any) -> str:
-    if not isinstance(name, str) or not name:
-        raise pipelines_error(str(name), "is no name of a model")
-    return name
-
-
-def _plan(model: str, entry: Any) -> Plan:
-    if not isinstance(entry, Mapping):
-        raise pipelines_error(model, "must be an object with steps")
-    for name in entry.keys() - {"steps"} - _BESIDE_STEPS:
-        raise pipelines_error(f"{model}.{name}", "is not supported")
-    steps = entry.get("steps")
-    where = f"{model}.steps"
-    if not isinstance(steps, Sequence) or isinstance(steps, str) or not steps:
-        raise pipelines_error(where, "must be a list of steps")
-    if len(steps) > MOST_STEPS:
-        raise pipelines_error(where, f"may have {MOST_STEPS} steps, not {len(steps)}")
-    plan = Plan(steps=tuple(_step(f"{where}[{i}]", step) for i, step in enumerate(steps)))
-    _check_names(where, plan)
-    return plan
-
-
-def _check_names(where: str, plan: Plan) -> None:
-    for name in plan.names:
-        if plan.names.count(name) > 1:
-            raise pipelines_error(where, f"has {name} twice")
-    ours = [name for name in plan.names if name in _ORDER]
-    if ours != sorted(ours, key=_ORDER.index):
-        raise pipelines_error(where, f"must be in the order {', '.join(_ORDER)}")
-    if plan.steps != (*plan.before, *plan.after):
-        raise pipelines_error(
-            where, "must have the steps after the predictor after those before it"
-        )
-
-
-def _step(where: str, entry: Any) -> PlannedStep:
-    record = {"step": entry} if isinstance(entry, str) else entry
-    if not isinstance(record, Mapping):
-        raise pipelines_error(where, "must be the name of a step, or an object with it")
-    for name in record.keys() - _STEP_FIELDS:
-        raise pipelines_error(f"{where}.{name}", "is not supported")
-    step, settings = record.get("step"), record.get("settings", {})
-    if not isinstance(step, str) or not _NAME.match(step):
-        raise pipelines_error(f"{where}.step", "must be a name of a-z, 0-9 and hyphens")
-    if not isinstance(settings, Mapping):
-        raise pipelines_error(f"{where}.settings", "must be an object")
-    on_failure = record.get("on_failure", OnFailure.WAIT)
-    if on_failure not in list(OnFailure):
-        raise pipelines_error(f"{where}.on_failure", f"must be {' or '.join(OnFailure)}")
-    # A check that may block and is skipped when it is down would let everything through.
-    if on_failure == OnFailure.CONTINUE and settings.get("mode") == "block":
-        raise pipelines_error(f"{where}.on_failure", "must be wait for a step that blocks")
-    return PlannedStep(
-        name=step,
-        settings=dict(settings),
-        on_failure=OnFailure(on_failure),
-        timeout_ms=_timeout_ms(where, record.get("timeout_ms", 0)),
-        skippable=_flag(f"{where}.skippable", record.get("skippable", False)),
-        after=_after(where, step, record.get("after", False)),
-    )
-
-
-def _after(where: str, step: str, value: Any) -> bool:
-    after = _flag(f"{where}.after", value)
-    if after and step in STEP_ORDER:
-        raise pipelines_error(f"{where}.after", f"must be false: {step} runs before the predictor")
-    return after and step not in STEPS_AFTER
-
-
-def _timeout_ms(where: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _LONGEST_MS:
-        raise pipelines_error(
-            f"{where}.timeout_ms", f"must be whole milliseconds up to {_LONGEST_MS}"
-        )
-    return value
-
-
-def _flag(where: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise pipelines_error(where, "must be true or false")
-    return value
-
-
-def pipelines_error(field_name: str, reason: str) -> BadRequest:
-    """An error in a pipelines file."""
-    where = f"pipelines: {field_name}" if field_name else "pipelines"
-    return BadRequest(f"{where} {reason}", field_name)

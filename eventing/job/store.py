@@ -51,7 +51,7 @@ class NewJob:
     plan: Plan | None = None
     skip_steps: tuple[str, ...] = ()  #: steps that its caller wants left out
     own_steps: tuple[PlannedStep, ...] = ()  #: steps that its request asks for
-    fallback: str = ""  #: as in a record (`eventing.job.fallback`)
+    fallback: str = ""  #: as in a record (`eventing.job.pipelines.fallback`)
     only_kept: bool = False  #: only a kept answer can serve it: a limit stands against running it
 
 

@@ -19,8 +19,8 @@ from redis.asyncio import Redis
 from eventing.cloudevent.event import Event
 from eventing.cloudevent.job_event import request_event
 from eventing.errors import BadRequest, Unavailable
-from eventing.job.fallback import NOT_STARTING, Fallbacks, stand_in
 from eventing.job.job import JobId
+from eventing.job.pipelines.fallback import NOT_STARTING, Fallbacks, stand_in
 from eventing.job.store import JobSweeper, LeaseSettings, Publication
 from eventing.redis import keys
 from eventing.redis.connection import failures_named

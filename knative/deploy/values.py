@@ -28,17 +28,13 @@ from yarl import URL
 from eventing.errors import BadRequest, InvalidJob
 from eventing.job.cache import parse_cache_rules
 from eventing.job.capability import Capability
-from eventing.job.fallback import check_fallbacks, parse_fallbacks
-from eventing.job.plan import (
-    Pipelines,
-    check_served,
-    parse_pipelines,
-    tiers_of,
-)
+from eventing.job.pipelines.audit import check_critics, parse_audit_rules
+from eventing.job.pipelines.document import check_served, parse_pipelines
+from eventing.job.pipelines.fallback import check_fallbacks, parse_fallbacks
+from eventing.job.plan import Pipelines, tiers_of
 from eventing.process.egress import AllowList, check_url
 from eventing.process.once_loader import OnceLoader
 from eventing.process.setting import HttpUrl
-from eventing.telemetry.audit import check_critics, parse_audit_rules
 
 _LABEL = r"^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$"
 _HOST = r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$"

@@ -13,8 +13,8 @@ import orjson
 from eventing.errors import BadRequest, NotFound
 from eventing.job.job import JobError
 from eventing.job.passage import Passage, last_user, text_of, with_passages
+from eventing.job.pipelines.audit import AUDIT_TENANT, searched_tenant
 from eventing.store.vector_store.query import MOST_STORES
-from eventing.telemetry.audit import AUDIT_TENANT, searched_tenant
 from steps.handler import Answer, Continue, Refuse, Skip, StepCall, StepOutcome
 from steps.index.index import ModelMismatch
 from steps.retrieval.search import VectorSearch

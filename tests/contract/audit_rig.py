@@ -23,12 +23,13 @@ from eventing.cloudevent.event import Event
 from eventing.errors import BrokerUnavailable
 from eventing.job.job import Job, JobId, JobRequest, JobState, derive_job_id
 from eventing.job.moderation.claim import Claim
-from eventing.job.plan import StepStatus, parse_pipelines
+from eventing.job.pipelines.audit import AUDIT_TENANT, AuditRule, AuditRules
+from eventing.job.pipelines.document import parse_pipelines
+from eventing.job.plan import StepStatus
 from eventing.job.step import StepEnd, StepRun
 from eventing.job.store import AcquireStatus, Ending, LeaseSettings, NewJob, Publication
 from eventing.redis import keys
 from eventing.store.steps.redis_steps import RedisStepStore
-from eventing.telemetry.audit import AUDIT_TENANT, AuditRule, AuditRules
 from eventing.telemetry.metric.ledger import Ledger
 from tests.contract.rig import SETTINGS
 

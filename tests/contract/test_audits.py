@@ -13,8 +13,8 @@ from api.audit.estimate import AuditedCounts
 from eventing.errors import Unavailable
 from eventing.job.cache import CacheKind, CacheStatus, CacheUse
 from eventing.job.job import JobState, Lane, derive_job_id
+from eventing.job.pipelines.audit import AUDIT_TENANT, AuditRule, audit_job_id
 from eventing.redis import keys
-from eventing.telemetry.audit import AUDIT_TENANT, AuditRule, audit_job_id
 from tests.contract.audit_rig import CRITIC, FLAW, RULE, AuditRig, flawless, with_error_rates
 from tests.contract.rig import RedisRig
 

@@ -6,7 +6,8 @@ import pytest
 
 from eventing.job.cache import CacheAsk, CacheKind, CacheStatus, CacheUse
 from eventing.job.job import Job, JobError, JobRequest, JobState
-from eventing.job.plan import Plan, StepStatus, parse_pipelines
+from eventing.job.pipelines.document import parse_pipelines
+from eventing.job.plan import Plan, StepStatus
 from eventing.job.step import AdvanceStatus, BeginStatus, StepEnd, StepRun
 from eventing.job.store import AcquireStatus, Ending, EntryKind, NewJob, Publication, TokenBatch
 from tests.contract.rig import ANSWER, FAULT, Rig, dead, ids_of, job_id, new_job, redrive, started

@@ -7,7 +7,8 @@ import orjson
 import pytest
 
 from eventing.job.job import Job, JobError, JobRequest, JobState
-from eventing.job.plan import Hold, Plan, StepStatus, parse_pipelines
+from eventing.job.pipelines.document import parse_pipelines
+from eventing.job.plan import Hold, Plan, StepStatus
 from eventing.job.step import AdvanceStatus, BeginStatus, StepEnd, StepRun, Verdict
 from eventing.job.store import (
     AcquireStatus,

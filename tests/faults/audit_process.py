@@ -16,9 +16,9 @@ from redis.asyncio import Redis
 from eventing.cloudevent.event import Event
 from eventing.errors import Unavailable
 from eventing.job.job import JobId
+from eventing.job.pipelines.audit import audit_job_id
 from eventing.live import ended
 from eventing.redis.connection import connect
-from eventing.telemetry.audit import audit_job_id
 from tests.contract.audit_rig import CRITIC, AuditRig, RecordingRoute
 from tests.contract.rig import SETTINGS
 

@@ -11,7 +11,7 @@ import yaml
 from eventing.broker.trigger import Trigger, parse_trigger
 from eventing.cloudevent.event import Event
 from eventing.cloudevent.job_event import PLANNED, PREPARED, REQUESTED
-from eventing.job.plan import parse_pipelines
+from eventing.job.pipelines.document import parse_pipelines
 from eventing.redis import keys
 from knative.autoscaling.keda.scaledobject import read_scaled_object
 from knative.deploy.doctor import Severity, examine

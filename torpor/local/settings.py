@@ -18,11 +18,12 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from eventing.errors import BadRequest
 from eventing.job.cache import load_cache_rules
-from eventing.job.fallback import check_fallbacks, load_fallbacks
-from eventing.job.plan import NO_PIPELINES, Pipelines, check_served, load_pipelines
+from eventing.job.pipelines.audit import check_critics, load_audit_rules
+from eventing.job.pipelines.document import check_served, load_pipelines
+from eventing.job.pipelines.fallback import check_fallbacks, load_fallbacks
+from eventing.job.plan import NO_PIPELINES, Pipelines
 from eventing.process.setting import http_url
 from eventing.process.setting import redis_url as checked_redis_url
-from eventing.telemetry.audit import check_critics, load_audit_rules
 from torpor.local.engine_kind import EngineKind
 from torpor.local.install import models_folder
 

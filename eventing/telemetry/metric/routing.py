@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from prometheus_client import Counter
 
-from eventing.job.fallback import NOT_STARTING
 from eventing.job.job import CONTENT_FILTER, CONTENT_FILTER_UNAVAILABLE, REJECTED, Job
+from eventing.job.pipelines.fallback import NOT_STARTING
 from eventing.job.plan import ROUTE_STEP, STEPS_AFTER, StepStatus
 from eventing.telemetry.metric.series import labelled
 

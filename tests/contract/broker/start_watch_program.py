@@ -5,7 +5,7 @@ import sys
 from dataclasses import replace
 
 from eventing.broker.router import DirectPublisher
-from eventing.job.fallback import Fallback
+from eventing.job.pipelines.fallback import Fallback
 from eventing.job.store import LeaseSettings
 from eventing.outbox.start_watch import StartWatch
 from eventing.redis.connection import connect

@@ -19,7 +19,8 @@ from eventing.broker.trigger import Trigger
 from eventing.cloudevent.event import Event, build_binary
 from eventing.cloudevent.job_event import PLANNED, PREPARED, REQUESTED, request_event
 from eventing.job.job import Job, JobId, JobState, derive_job_id
-from eventing.job.plan import StepStatus, parse_pipelines
+from eventing.job.pipelines.document import parse_pipelines
+from eventing.job.plan import StepStatus
 from eventing.job.step import StepRun
 from eventing.job.store import NewJob
 from eventing.outbox.publisher import OutboxPublisher

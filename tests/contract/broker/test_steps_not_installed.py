@@ -11,7 +11,8 @@ from redis.asyncio import Redis
 
 from eventing.cloudevent.job_event import request_event
 from eventing.job.job import Job, JobRequest, JobState
-from eventing.job.plan import StepStatus, parse_pipelines
+from eventing.job.pipelines.document import parse_pipelines
+from eventing.job.plan import StepStatus
 from eventing.job.store import AcquireStatus, Ending, NewJob
 from eventing.store.steps.redis_steps import RedisStepStore
 from eventing.store.vector_store.record import StoreSettings

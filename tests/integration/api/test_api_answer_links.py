@@ -8,7 +8,7 @@ from websockets.asyncio.client import connect
 
 from eventing.cloudevent.job_event import result_event
 from eventing.job.job import JobId
-from eventing.job.plan import parse_pipelines
+from eventing.job.pipelines.document import parse_pipelines
 from eventing.redis import keys
 from tests.integration.api.conftest import Rig
 from tests.integration.api.fakes import chat_result, sse_events

@@ -18,12 +18,12 @@ from api.wiring.parts import make_parts
 from eventing.cloudevent.event import Event
 from eventing.errors import BadRequest
 from eventing.job.job import JobId
+from eventing.job.pipelines.audit import audit_job_id
 from eventing.job.plan import StepStatus
 from eventing.job.step import StepEnd, StepRun
 from eventing.redis import keys
 from eventing.store.redis_store import RedisStore
 from eventing.store.steps.redis_steps import RedisStepStore
-from eventing.telemetry.audit import audit_job_id
 from tests.integration.api.conftest import Rig, chat_line, headers_of, rig_over
 from tests.integration.api.fakes import FakeBroker, FakePredictor, chat_result
 

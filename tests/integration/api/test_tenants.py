@@ -15,12 +15,12 @@ from api.audit.store import AuditStore
 from eventing.cloudevent.event import Event, build_binary
 from eventing.cloudevent.job_event import REQUESTED
 from eventing.job.job import JobId
+from eventing.job.pipelines.audit import AuditRule
 from eventing.redis import keys
 from eventing.store.redis_store import RedisStore
 from eventing.store.vector_store.note import Note
 from eventing.store.vector_store.record import FileStatus
 from eventing.store.vector_store.text_object import text_object_name
-from eventing.telemetry.audit import AuditRule
 from tests.integration.api.api_with_jobs import ApiWithJobs, api_with_jobs, settings_for
 from tests.integration.api.conftest import chat_line, headers_of
 from tests.integration.api.fakes import FakePredictor

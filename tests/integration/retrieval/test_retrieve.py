@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from eventing.clock import SystemClock
 from eventing.job.job import Job, JobId, JobRequest, JobState
-from eventing.telemetry.audit import AUDIT_TENANT, SEARCHED_TENANT
+from eventing.job.pipelines.audit import AUDIT_TENANT, SEARCHED_TENANT
 from steps.handler import Answer, Continue, Refuse, Skip, StepCall
 from steps.retrieval.search import SearchDeps, VectorSearch
 from steps.retrieval.steps import RetrieveStep, SearchStep

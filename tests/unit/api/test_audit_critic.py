@@ -20,8 +20,8 @@ from eventing.cloudevent.job_event import job_id_of, request_event
 from eventing.errors import BadRequest
 from eventing.job.job import Lane
 from eventing.job.moderation.claim import Claim
+from eventing.job.pipelines.audit import AUDIT_TENANT, AuditRule
 from eventing.store.job_record import fresh
-from eventing.telemetry.audit import AUDIT_TENANT, AuditRule
 
 JUDGE = Critic(name="judge", version="v", max_tokens=512, claim_tokens=1500)
 CLAIM = Claim(question="Who?", answer="Ann did.", passages=("Ann did it.",))

@@ -6,8 +6,7 @@ import pytest
 
 from eventing.errors import BadRequest
 from eventing.job.job import Job, JobId, JobRequest, JobState
-from eventing.job.plan import parse_pipelines
-from eventing.telemetry.audit import (
+from eventing.job.pipelines.audit import (
     AUDIT_TENANT,
     AuditRule,
     check_critics,
@@ -17,6 +16,7 @@ from eventing.telemetry.audit import (
     same_family_warnings,
     searched_tenant,
 )
+from eventing.job.pipelines.document import parse_pipelines
 
 
 def audit(**fields: Any) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from eventing.job.cache import (
     parse_cache_rules,
 )
 from eventing.job.cache_key import IGNORED, cache_key
-from eventing.job.plan import Plan, PlannedStep, parse_pipelines
+from eventing.job.pipelines.document import parse_pipelines
+from eventing.job.plan import Plan, PlannedStep
 from tests.unit.eventing.cache_twins import TWINS, twin
 
 CHAT: Final = "/v1/chat/completions"

@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 
 from eventing.errors import BadRequest
-from eventing.job.fallback import (
+from eventing.job.pipelines.document import parse_pipelines
+from eventing.job.pipelines.fallback import (
     Fallback,
     check_fallbacks,
     fallback_word,
     parse_fallbacks,
     stand_in,
 )
-from eventing.job.plan import parse_pipelines
 
 FALLBACKS = {
     "own": Fallback(model="other"),

@@ -5,7 +5,8 @@ import pytest
 from eventing.errors import InvalidJob
 from eventing.job.job import JobRequest
 from eventing.job.moderation.inline import inline_names, inline_steps, moderation_of
-from eventing.job.plan import Hold, Plan, PlannedStep, StepRecord, StepStatus, parse_pipelines
+from eventing.job.pipelines.document import parse_pipelines
+from eventing.job.plan import Hold, Plan, PlannedStep, StepRecord, StepStatus
 
 RULES = [{"words": ["duel"]}]
 PIPELINES = parse_pipelines(

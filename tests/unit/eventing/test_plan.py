@@ -7,15 +7,8 @@ import orjson
 import pytest
 
 from eventing.errors import BadRequest, InvalidJob
-from eventing.job.plan import (
-    Hold,
-    OnFailure,
-    Plan,
-    PlannedStep,
-    load_pipelines,
-    parse_pipelines,
-    plan_of_json,
-)
+from eventing.job.pipelines.document import load_pipelines, parse_pipelines
+from eventing.job.plan import Hold, OnFailure, Plan, PlannedStep, plan_of_json
 
 DOCUMENT = """
 small:

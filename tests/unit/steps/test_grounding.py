@@ -16,7 +16,7 @@ from eventing.clock import SystemClock
 from eventing.errors import BadRequest, Unavailable
 from eventing.job.job import Job, JobId, JobRequest, JobState
 from eventing.job.passage import Passage
-from eventing.job.plan import parse_pipelines
+from eventing.job.pipelines.document import parse_pipelines
 from steps.grounding.checker import checked
 from steps.grounding.step import Ground, parse_rule
 from steps.grounding.support import support

@@ -9,13 +9,8 @@ from typing import Any
 import pytest
 
 from eventing.errors import BadRequest
-from eventing.job.plan import (
-    MODERATION_INPUT,
-    MODERATION_OUTPUT,
-    check_served,
-    load_pipelines,
-    parse_pipelines,
-)
+from eventing.job.pipelines.document import check_served, load_pipelines, parse_pipelines
+from eventing.job.plan import MODERATION_INPUT, MODERATION_OUTPUT
 from eventing.store.vector_store.query import SEARCH_STEP
 from steps.check import CHECKS, check_installed, check_steps
 from steps.handler import Handler

@@ -9,14 +9,15 @@ import yaml
 
 from eventing.errors import BadRequest
 from eventing.job.cache import parse_cache_rules
-from eventing.job.fallback import Fallbacks, parse_fallbacks
-from eventing.job.plan import Pipelines, parse_pipelines
-from eventing.telemetry.audit import (
+from eventing.job.pipelines.audit import (
     AuditRules,
     check_critics,
     parse_audit_rules,
     same_family_warnings,
 )
+from eventing.job.pipelines.document import parse_pipelines
+from eventing.job.pipelines.fallback import Fallbacks, parse_fallbacks
+from eventing.job.plan import Pipelines
 from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault
 from knative.deploy.doctor.view import DeliverySpec, ResourceView, dig, number
 from knative.deploy.emit import Resource

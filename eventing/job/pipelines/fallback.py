@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from eventing.job.job import NO_FALLBACK, forbids_fallback, may_use
-from eventing.job.plan import pipelines_error, read_pipelines
+from eventing.job.pipelines.document import pipelines_error, read_pipelines
 
 NOT_STARTING: Final = "not_starting"
 """Why a job was sent to another model: no attempt of its own began."""

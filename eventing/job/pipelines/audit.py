@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from eventing.job.job import Job, JobId, derive_job_id
-from eventing.job.plan import pipelines_error, read_pipelines
+from eventing.job.pipelines.document import pipelines_error, read_pipelines
 
 AUDIT_TENANT: Final = "/torpor/audit"
 """The tenant of the jobs that critics do. No caller can be it."""
