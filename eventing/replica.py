@@ -13,7 +13,7 @@ import orjson
 from redis.asyncio import Redis
 
 from eventing.redis import keys
-from eventing.redis.connection import failures_named
+from eventing.redis.connection import failures_named, store_now_ms
 
 SILENT_AFTER_MS: Final = 15_000
 """A replica silent for this long is taken for dead; it reports every 5 s."""
@@ -68,7 +68,7 @@ class ReplicaDirectory:
         """
         key = keys.replicas(model)
         async with failures_named():
-            now = await self._now_ms()
+            now = await store_now_ms(self._redis)
             entry = {
                 "phase": str(phase),
                 "since_ms": now - age_ms,
@@ -88,7 +88,7 @@ class ReplicaDirectory:
     async def list(self, model: str) -> tuple[Replica, ...]:
         """Replicas that reported recently, oldest phase first. Raises `StoreUnavailable`."""
         async with failures_named():
-            now = await self._now_ms()
+            now = await store_now_ms(self._redis)
             entries: dict[bytes, bytes] = await self._redis.hgetall(keys.replicas(model))
         known = [_parse(name.decode(), orjson.loads(entry)) for name, entry in entries.items()]
         alive = [replica for replica in known if now - replica.seen_ms <= SILENT_AFTER_MS]
@@ -98,7 +98,7 @@ class ReplicaDirectory:
         """Report why a replica of the model failed to start. Raises `StoreUnavailable`."""
         key = keys.replicas(model)
         async with failures_named():
-            entry = {"phase": "failed", "since_ms": await self._now_ms(), "seen_ms": 0}
+            entry = {"phase": "failed", "since_ms": await store_now_ms(self._redis), "seen_ms": 0}
             async with self._redis.pipeline(transaction=False) as pipe:
                 pipe.hset(key, _FAILURE, orjson.dumps({**entry, "reason": reason}))
                 pipe.expire(key, _FORGOTTEN_AFTER_S)
@@ -108,7 +108,7 @@ class ReplicaDirectory:
         """Why the last start failed, until one succeeds; empty without a recent failure. Raises `StoreUnavailable`."""
         async with failures_named():
             entry = await self._redis.hget(keys.replicas(model), _FAILURE)
-            now = await self._now_ms() if entry else 0
+            now = await store_now_ms(self._redis) if entry else 0
         found = orjson.loads(entry) if entry else {}
         is_recent = now - int(found.get("since_ms", 0)) <= _FAILURE_KNOWN_MS
         return str(found.get("reason", "")) if is_recent else ""
@@ -117,10 +117,6 @@ class ReplicaDirectory:
         """Remove this replica at its end. Raises `StoreUnavailable`; then it expires by its silence."""
         async with failures_named():
             await self._redis.hdel(keys.replicas(model), replica_id)
-
-    async def _now_ms(self) -> int:
-        seconds, microseconds = await self._redis.time()
-        return int(seconds) * 1000 + int(microseconds) // 1000
 
 
 def _parse(replica_id: str, entry: dict[str, Any]) -> Replica:

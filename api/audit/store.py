@@ -18,7 +18,7 @@ from eventing.errors import BadRequest
 from eventing.job.job import Job, JobId
 from eventing.job.pipelines.audit import AuditRule
 from eventing.redis import keys
-from eventing.redis.connection import failures_named
+from eventing.redis.connection import failures_named, store_now_ms
 from eventing.redis.script import Argument, run
 
 DAY_MS: Final = 86_400_000
@@ -246,9 +246,7 @@ class AuditStore:
 
     async def now_ms(self) -> int:
         """Store time."""
-        async with failures_named():
-            seconds, microseconds = await self._redis.time()
-        return int(seconds) * 1000 + int(microseconds) // 1000
+        return await store_now_ms(self._redis)
 
     async def _hashes(self, names: Sequence[str]) -> list[dict[bytes, bytes]]:
         async with failures_named(), self._redis.pipeline(transaction=False) as pipe:

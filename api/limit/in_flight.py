@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from eventing.job.job import JobId, JobState
 from eventing.redis import keys
-from eventing.redis.connection import failures_named
+from eventing.redis.connection import failures_named, store_now_ms
 
 _LOOK_AT: Final = 50
 _LOOK_EVERY_S: Final = 1.0
@@ -52,8 +52,7 @@ class InFlightJobs:
         """The size of the set, this job included."""
         key = keys.jobs_in_flight_of(tenant)
         async with failures_named():
-            seconds, microseconds = await self._redis.time()
-            now_ms = int(seconds) * 1000 + int(microseconds) // 1000
+            now_ms = await store_now_ms(self._redis)
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.zadd(key, {job_id: now_ms}, nx=True)
                 pipe.zcard(key)

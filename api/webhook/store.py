@@ -17,7 +17,7 @@ from api.webhook.webhook import PER_JOB, Endpoint, Secret, Try, WebhookDelivery,
 from eventing.errors import NotFound, StoreUnavailable
 from eventing.known_fields import known_fields, known_value
 from eventing.redis import keys
-from eventing.redis.connection import failures_named
+from eventing.redis.connection import failures_named, store_now_ms
 from eventing.redis.script import run
 from eventing.telemetry.trace import SpanLinks
 
@@ -201,9 +201,7 @@ class WebhookStore:
 
     async def now_ms(self) -> int:
         """Store time, by which pauses are counted."""
-        async with failures_named():
-            seconds, microseconds = await self._redis.time()
-        return int(seconds) * 1000 + int(microseconds) // 1000
+        return await store_now_ms(self._redis)
 
     async def _read(self, ids: list[str]) -> list[WebhookDelivery | None]:
         if not ids:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from redis.asyncio import BlockingConnectionPool
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError
 from redis.backoff import NoBackoff
@@ -94,6 +94,13 @@ async def failures_named(of: Dependency = _store) -> AsyncIterator[None]:
             raise
         of.failed(named.message)
         raise named from error
+
+
+async def store_now_ms(redis: Redis) -> int:
+    """Store time in milliseconds. Raises `StoreUnavailable`."""
+    async with failures_named():
+        seconds, microseconds = await redis.time()
+    return int(seconds) * 1000 + int(microseconds) // 1000
 
 
 def _named(error: Exception, of: Dependency) -> StoreUnavailable | None:

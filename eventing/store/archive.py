@@ -25,7 +25,7 @@ from eventing.errors import ObjectGone, ObjectsUnavailable
 from eventing.job.job import JobId
 from eventing.job.store import StreamEntry, cursor_order
 from eventing.redis import keys
-from eventing.redis.connection import failures_named
+from eventing.redis.connection import failures_named, store_now_ms
 from eventing.redis.script import Argument, run
 from eventing.redis.stream_entry import parse_entry
 from eventing.store.objects.object_ref import ObjectRef
@@ -76,7 +76,7 @@ class Archive:
         if attempt is None or left_ms <= 0:
             await self._strike_off(job_id)
             return False
-        name = _name(job_id, await self._now_ms(), left_ms)
+        name = _name(job_id, await store_now_ms(self._redis), left_ms)
         if shared and not _is_of(job_id, given := ObjectRef.parse(shared)):
             return await self._copy(job_id, attempt, shared, replace(given, name=name))
         moved = result if result and len(result) > LARGE_BYTES else b""
@@ -137,7 +137,7 @@ class Archive:
 
     async def sweep(self) -> int:
         """Delete objects whose jobs have expired, by whole days, and orphans; gives the number of both."""
-        now_ms, removed = await self._now_ms(), 0
+        now_ms, removed = await store_now_ms(self._redis), 0
         for folder in await self._objects.names():
             if folder < _day(now_ms):
                 await self._objects.remove(folder)
@@ -174,11 +174,6 @@ class Archive:
     async def _strike_off(self, job_id: JobId) -> None:
         async with failures_named():
             await self._redis.zrem(keys.UNARCHIVED, job_id)
-
-    async def _now_ms(self) -> int:
-        async with failures_named():
-            seconds, microseconds = await self._redis.time()
-        return int(seconds) * 1000 + int(microseconds) // 1000
 
 
 def _is_of(job_id: JobId, ref: ObjectRef) -> bool:

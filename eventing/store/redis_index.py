@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from eventing.job.job import JobId, JobState
 from eventing.redis import keys
-from eventing.redis.connection import failures_named
+from eventing.redis.connection import failures_named, store_now_ms
 from eventing.redis.script import run
 
 _HOLD_BY_SWEEPER_MS: Final = 15_000
@@ -40,11 +40,10 @@ class RedisIndex:
                 for job_id in due:
                     pipe.hmget(keys.job(job_id), ["state", "lease_until_ms"])
                 rows = dict(zip(due, await pipe.execute(), strict=True))
-            seconds, microseconds = await self._redis.time()
+            now_ms = await store_now_ms(self._redis)
             ended = [job_id for job_id, row in rows.items() if _has_ended(row)]
             if ended:
                 await self._redis.zrem(keys.UNSTARTED, *ended)
-        now_ms = int(seconds) * 1000 + int(microseconds) // 1000
         return [
             job_id
             for job_id, row in rows.items()

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from eventing.errors import NotFound, WrongState
 from eventing.redis import keys
-from eventing.redis.connection import failures_named
+from eventing.redis.connection import failures_named, store_now_ms
 from eventing.redis.multiplexed_connection import Command
 from eventing.redis.script import Argument, run, send
 from eventing.store.vector_store.note import Note
@@ -235,8 +235,7 @@ class VectorStores:
         batch_id = f"vsfb_{secrets.token_hex(12)}"
         key = keys.vector_store(batch_id)
         async with failures_named():
-            seconds, microseconds = await self._redis.time()
-            now_ms = int(seconds) * 1000 + int(microseconds) // 1000
+            now_ms = await store_now_ms(self._redis)
             async with self._redis.pipeline(transaction=True) as pipe:
                 pipe.hset(
                     key,
