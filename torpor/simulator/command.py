@@ -150,7 +150,7 @@ def tier_note(settings: Settings, chosen: Tried, tokens: TokenPrice) -> str:
     """What the cheapest tier by length of the prompt would cost that keeps the wait; what all costs at the provider."""
     load = load_of(settings)
     scenario, target = scenario_of(settings, load), WaitTarget(settings.p95_wait_s)
-    every = load.beyond(-1)
+    every = load.beyond(-1)  # also prompts without a token
     theirs = tokens.of(every.prompt_tokens, every.output_tokens)
     alone = f"all {every.requests:,} requests cost {chosen.report.cost:.3f} here, {theirs:.3f} at the provider"
     mixed = tiers(scenario, load, chosen.candidate, settings.gpu_price, tokens)

@@ -118,7 +118,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class StoodIn:
-    """What another model answered, since it had waited for too long here."""
+    """What another model answers: what has waited for too long here, or has a longer prompt than this tier takes."""
 
     requests: int = 0
     prompt_tokens: int = 0

@@ -14,6 +14,7 @@ judged is `plain_letters` of a text, so that a word is not hidden by wide letter
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 from unicodedata import category, normalize
 
@@ -26,6 +27,8 @@ _UNSEEN: Final = frozenset({"Cf", "Cc", "Mn"})
 _KINDS: Final = ("words", "regex", "personal_data")
 _FIELDS: Final = frozenset({*_KINDS, "category", "longest"})
 _MOST_RULES: Final = 200
+_MOST_KEPT: Final = 32
+"""Settings whose rules stay compiled: each answer is judged by some, and RE2 keeps 128 patterns only."""
 _MOST_WORDS: Final = 5000
 _LONGEST_WORD: Final = 200
 _DEFAULT_LONGEST: Final = 200
@@ -125,9 +128,21 @@ class Rules:
 
 
 def parse_rules(value: Any) -> Rules:
-    """The rules of the setting `rules`. Raises `BadRequest` naming the rule."""
+    """The rules of the setting `rules`; equal ones are compiled once. Raises `BadRequest` naming the rule."""
     if value is None:
         return Rules()
+    try:
+        return _parsed_text(json.dumps(value))
+    except (TypeError, RecursionError):
+        return _parsed(value)  # something that no JSON holds, which is named
+
+
+@lru_cache(maxsize=_MOST_KEPT)
+def _parsed_text(text: str) -> Rules:
+    return _parsed(json.loads(text))
+
+
+def _parsed(value: Any) -> Rules:
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise BadRequest("rules must be a list", "rules")
     if len(value) > _MOST_RULES:

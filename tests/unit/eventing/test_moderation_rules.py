@@ -103,3 +103,16 @@ def test_wrong_rules_are_refused_by_name(rules: Any, field: str) -> None:
         parse_rules(rules)
 
     assert refused.value.field == field
+
+
+def test_rules_of_equal_settings_are_compiled_once() -> None:
+    """RE2 itself keeps 128 patterns, fewer than a step may have."""
+    patterns = [f"case {number}" for number in range(200)]
+    first, again, other = (
+        parse_rules([{"regex": pattern} for pattern in each])
+        for each in (patterns, patterns, patterns[1:])
+    )
+
+    assert first is again
+    assert len(first.rules) == 200
+    assert len(other.rules) == 199
