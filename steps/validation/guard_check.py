@@ -11,7 +11,7 @@ from steps.validation.guard import judge
 from steps.validation.guard_forms import SETTING, parse_guard
 from steps.validation.model_client import ModelClient
 from steps.validation.texts import choice_texts
-from steps.validation.verdict import Verdict
+from steps.validation.verdict import Verdict, not_allowed
 
 
 class GuardCheck:
@@ -43,9 +43,7 @@ class GuardCheck:
         detail: dict[str, Any] = {"flagged": bool(found)}
         detail |= {"categories": sorted(found)} if found else {}
         detail |= {} if is_clear else {"guard": "no_verdict"}
-        problems = tuple(
-            f"It has something in it that is not allowed: {name}." for name in sorted(found)
-        )
+        problems = not_allowed(sorted(found))
         if not is_clear and not problems:
             problems = ("It could not be judged.",)
         return Verdict(problems=problems, may_repair=False, detail=detail)

@@ -17,7 +17,7 @@ from eventing.job.moderation.rules import Rules, parse_rules
 from steps.handler import Continue, Refuse, StepCall, StepOutcome, wrong_setting
 from steps.validation.guard import judge
 from steps.validation.guard_forms import SETTING as GUARD
-from steps.validation.guard_forms import GuardSettings, GuardVerdict, parse_guard
+from steps.validation.guard_forms import GuardSettings, parse_guard
 from steps.validation.model_client import ModelClient
 from steps.validation.texts import JUDGED, request_texts, texts_in
 
@@ -65,40 +65,40 @@ class ModerateInput:
         if rule.is_blocked and _has_token_ids(body.get("prompt")):
             message = "a prompt of token ids can not be judged by this service's rules; send text"
             return Refuse(error=JobError(code=CONTENT_FILTER, message=message, field="body.prompt"))
-        detail: dict[str, Any] = {}
-        if rule.guard is not None and not (categories and rule.is_blocked):
+        unjudged = ""
+        if not (categories and rule.is_blocked):
             try:
-                said = await judge(
-                    self._guards,
-                    rule.guard,
-                    "user",
-                    "\n\n".join(request_texts(body)),
-                    asker=f"{call.job.id} {NAME}",
-                )
+                said, unjudged = await self._asked(rule, call)
             except BadRequest as error:
                 return wrong_setting(error)
-            except Unavailable:
-                if rule.is_blocked:
-                    raise
-                said, detail = GuardVerdict(), {"guard": "unavailable"}
-            categories |= set(said.categories)
-            if not said.is_clear:
-                detail = {"guard": "no_verdict"}
-        is_unjudged = rule.is_blocked and bool(detail)
-        detail = {"flagged": bool(categories), **_named(categories), **detail}
-        if rule.is_blocked and (categories or is_unjudged):
+            categories |= set(said)
+        detail: dict[str, Any] = {"flagged": bool(categories)}
+        detail |= {"categories": sorted(categories)} if categories else {}
+        detail |= {"guard": unjudged} if unjudged else {}
+        if rule.is_blocked and (categories or unjudged):
             return Refuse(error=_refusal(categories, field), detail=detail)
         return Continue(detail=detail)
+
+    async def _asked(self, rule: InputRule, call: StepCall) -> tuple[tuple[str, ...], str]:
+        """The categories that the guard names, and why it gave no verdict, empty where it did. Raises `Unavailable`
+        where that would let something pass, and `BadRequest` without an endpoint.
+        """
+        if rule.guard is None:
+            return (), ""
+        text, asker = "\n\n".join(request_texts(call.request.body)), f"{call.job.id} {NAME}"
+        try:
+            said = await judge(self._guards, rule.guard, "user", text, asker=asker)
+        except Unavailable:
+            if rule.is_blocked:
+                raise
+            return (), "unavailable"
+        return said.categories, "" if said.is_clear else "no_verdict"
 
 
 def _refusal(categories: Collection[str], field: str) -> JobError:
     names = ", ".join(sorted(categories)) or "it could not be judged"
     message = f"the request was blocked by this service's rules: {names}"
     return JobError(code=CONTENT_FILTER, message=message, field=field or "body")
-
-
-def _named(categories: Collection[str]) -> dict[str, Any]:
-    return {"categories": sorted(categories)} if categories else {}
 
 
 def _has_token_ids(prompt: Any) -> bool:

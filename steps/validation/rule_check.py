@@ -10,7 +10,7 @@ from eventing.job.moderation.policy import RULES
 from eventing.job.moderation.rules import parse_rules
 from steps.handler import StepCall
 from steps.validation.texts import TOKENS, texts_in
-from steps.validation.verdict import Verdict
+from steps.validation.verdict import Verdict, not_allowed
 
 SETTING = RULES
 
@@ -24,7 +24,5 @@ async def check_rules(call: StepCall) -> Verdict:
     names = sorted(await asyncio.to_thread(rules.categories, texts_in(choices, without=TOKENS)))
     if not names:
         return Verdict(detail={"flagged": False})
-    problems = tuple(f"It has something in it that is not allowed: {name}." for name in names)
-    return Verdict(
-        problems=problems, may_repair=False, detail={"flagged": True, "categories": names}
-    )
+    detail = {"flagged": True, "categories": names}
+    return Verdict(problems=not_allowed(names), may_repair=False, detail=detail)

@@ -4,7 +4,7 @@ Implemented once for each kind of check and called by `steps.validation.step`, w
 their setting.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,11 @@ class Verdict:
     problems: tuple[str, ...] = ()
     may_repair: bool = True
     detail: Mapping[str, Any] = field(default_factory=dict)
+
+
+def not_allowed(categories: Iterable[str]) -> tuple[str, ...]:
+    """The problems of an answer with something of these categories in it."""
+    return tuple(f"It has something in it that is not allowed: {name}." for name in categories)
 
 
 Check = Callable[[StepCall], Awaitable[Verdict]]
