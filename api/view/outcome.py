@@ -119,6 +119,9 @@ def _whole(choice: Any) -> Any:
 
 def answer_id(job: Job) -> str:
     """The id of the job's answer in OpenAI's form."""
-    prefix = "chatcmpl" if job.request.url in CHAT_URLS else "cmpl"
-    prefix = "modr" if job.request.url == MODERATION_URL else prefix
+    prefix = "cmpl"
+    if job.request.url in CHAT_URLS:
+        prefix = "chatcmpl"
+    elif job.request.url == MODERATION_URL:
+        prefix = "modr"
     return f"{prefix}-{job.id.removeprefix('job_')}"

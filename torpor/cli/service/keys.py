@@ -266,11 +266,7 @@ async def _in_words(work: Awaitable[_T]) -> _T:
 
 @asynccontextmanager
 async def _redis(place: _Place) -> AsyncIterator[Redis]:
-    url = _url(place)
-    try:
-        redis = connect(url)
-    except ValueError as error:
-        raise UsageError(f"--redis-url: {error}") from error
+    redis = connect(_url(place))
     try:
         yield redis
     finally:
