@@ -72,7 +72,7 @@ def one_of(*words: str) -> FieldRule:
 
 
 TEXT_SCHEMA: Final[Schema] = {"type": "string"}
-TEXTS_SCHEMA: Final[Schema] = {"type": "array", "items": TEXT_SCHEMA}
+_TEXTS_SCHEMA: Final[Schema] = {"type": "array", "items": TEXT_SCHEMA}
 TEXT: Final = FieldRule("text", lambda v: isinstance(v, str), TEXT_SCHEMA)
 NAME: Final = FieldRule(
     "text that is not empty",
@@ -84,7 +84,7 @@ OBJECT: Final = FieldRule("an object", lambda v: isinstance(v, Mapping), {"type"
 TEXTS: Final = FieldRule(
     "a list of texts",
     lambda v: isinstance(v, list) and all(isinstance(one, str) for one in v),
-    TEXTS_SCHEMA,
+    _TEXTS_SCHEMA,
 )
 
 
