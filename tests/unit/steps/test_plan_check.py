@@ -10,9 +10,10 @@ import pytest
 
 from eventing.errors import BadRequest
 from eventing.job.pipelines.document import check_served, load_pipelines, parse_pipelines
-from eventing.job.plan import MODERATION_INPUT, MODERATION_OUTPUT
+from eventing.job.plan import MODERATION_INPUT, MODERATION_OUTPUT, PlannedStep
 from eventing.store.vector_store.query import SEARCH_STEP
-from steps.check import CHECKS, check_installed, check_steps
+from steps.check import CHECKS, check_installed, check_steps, missing
+from steps.embedding.model_file import MODEL, TOKENIZER, PackagedFile, read_verified
 from steps.handler import Handler
 from steps.parts import Parts
 from steps.server import StepServer
@@ -183,6 +184,26 @@ def test_a_package_that_a_step_needs_is_missed_before_the_stack_starts(
 
     with pytest.raises(BadRequest, match=words):
         check_installed(plans)
+
+
+def test_what_several_steps_need_is_said_once_and_read_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[PackagedFile] = []
+
+    def noted(file: PackagedFile) -> bytes:
+        read.append(file)
+        return read_verified(file)
+
+    monkeypatch.setattr("steps.check.read_verified", noted)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    names = ("embed", "retrieve", "memory", "semantic-cache")
+
+    found = missing([PlannedStep(name=name) for name in names], embedding_url="", index_url="")
+
+    assert list(found) == ["embed"]
+    assert len(found["embed"]) == 1
+    assert sorted(file.package for file in read) == sorted({MODEL.package, TOKENIZER.package})
 
 
 def test_a_step_is_not_asked_for_what_its_settings_do_without(
