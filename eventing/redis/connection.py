@@ -77,8 +77,8 @@ async def failures_named(of: Dependency = _store) -> AsyncIterator[None]:
     unchanged.
 
     A pending cancellation is raised here: redis-py sends under `asyncio.wait_for`, which until Python 3.12 swallows
-    a cancellation that arrives as the bytes are sent, and a loop whose cancellation is lost keeps its process alive
-    (F31).
+    a cancellation that arrives as the bytes are sent; and a connection that is closed because of one fails in its place
+    when closing takes too long. A loop whose cancellation is lost keeps its process alive (F31).
     """
     task = asyncio.current_task()
     asked_before = task.cancelling() if task else 0
@@ -89,6 +89,8 @@ async def failures_named(of: Dependency = _store) -> AsyncIterator[None]:
         if task and task.cancelling() > asked_before:
             raise asyncio.CancelledError
     except (RedisError, OSError, RuntimeError) as error:
+        if task and task.cancelling() > asked_before:
+            raise asyncio.CancelledError from error
         named = _named(error, of)
         if named is None:
             raise

@@ -6,6 +6,7 @@ from contextlib import suppress
 import pytest
 import uvloop
 from redis.exceptions import ClusterCrossSlotError, MovedError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from eventing.errors import StoreUnavailable
 from eventing.redis.connection import connect, failures_named
@@ -33,6 +34,26 @@ async def test_a_cancel_that_the_client_swallowed_is_raised_all_the_same() -> No
             began.set()
             with suppress(asyncio.CancelledError):
                 await asyncio.sleep(60)
+
+    task = asyncio.ensure_future(call())
+    await began.wait()
+    task.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_cancel_is_raised_when_the_connection_that_it_closes_fails() -> None:
+    # redis-py raises a TimeoutError in its place when closing takes too long: a busy machine, a store that stalls.
+    began = asyncio.Event()
+
+    async def call() -> None:
+        async with failures_named():
+            try:
+                began.set()
+                await asyncio.sleep(60)
+            finally:
+                raise RedisTimeoutError("Timed out closing connection")
 
     task = asyncio.ensure_future(call())
     await began.wait()

@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator, Sequence
 
 import pytest
 from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from eventing.job.job import JobId, new_job_id, parse_request
 from eventing.job.store import EntryKind, NewJob, StreamEntry
@@ -280,3 +282,27 @@ async def test_more_streams_than_one_read_holds_are_all_heard(
             await predictor.chat("x")
 
     assert [reader.result() for reader in readers] == [[0, 1]] * 5
+
+
+async def test_it_ends_when_told_though_its_connection_closes_too_slowly(
+    redis_url: str, store: RedisStore, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disconnect = AbstractConnection.disconnect
+
+    async def slowly(connection: AbstractConnection) -> None:
+        await disconnect(connection)
+        raise RedisTimeoutError("Timed out closing connection")
+
+    hub = StreamMultiplexer(redis_url, store, redis)
+    reading = asyncio.ensure_future(hub.run())
+    predictor = await running(store)
+    async with hub.follow(predictor.job_id) as reader:
+        await caught_up(reader)
+        monkeypatch.setattr(AbstractConnection, "disconnect", slowly)
+        reading.cancel()
+        ended, _ = await asyncio.wait([reading], timeout=5)
+    monkeypatch.undo()
+    await hub.close()
+
+    assert ended
+    assert reading.cancelled()
