@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -402,18 +403,14 @@ async def test_a_real_model_verifies_a_match_of_the_semantic_cache_and_its_word_
 
     app = web.Application()
     app.router.add_post("/v1/chat/completions", noted)
-    embedder = PackagedEmbedder()
-    async with TestServer(app) as server:
+    async with TestServer(app) as server, aclosing(PackagedEmbedder()) as embedder:
         url = str(server.make_url("/v1"))
         verifier = {"url": url, "model": DEFAULT_MODEL, "timeout_ms": 60_000}
         settings = {**SERVES, "verifier": verifier, "verified_similarity": 0.5}
         rig = SemanticRig(valkey, embedder, settings=settings)
-        await rig.ask("How do I cancel my subscription?", "In the settings.")
-
-        job = await rig.ask("I want to end my subscription", "By a letter.")
-
-        await rig.verifier.aclose()
-    await embedder.aclose()
+        async with aclosing(rig.models):
+            await rig.ask("How do I cancel my subscription?", "In the settings.")
+            job = await rig.ask("I want to end my subscription", "By a letter.")
     (word,) = said
     is_yes = word.strip().strip(".!*\"'").lower() == "yes"
     assert is_hit(job) is is_yes
