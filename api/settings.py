@@ -42,6 +42,8 @@ class ModelCard(BaseModel):
     """`tokenizer.json` for an exact count; without it only prompts given as token ids are counted."""
     input_price_per_1m: Annotated[float, Field(ge=0)] = 0.0
     """What its provider takes for a million tokens of prompts, in your currency; 0 for a model of your own."""
+    cached_input_price_per_1m: Annotated[float, Field(ge=0)] | None = None
+    """The same of tokens that the provider had in its cache; `input_price_per_1m` where none is set."""
     output_price_per_1m: Annotated[float, Field(ge=0)] = 0.0
     """What its provider takes for a million tokens of answers."""
     capabilities: frozenset[Capability] | None = None
@@ -82,6 +84,7 @@ def _planned_card(name: str, plan: Plan, listed: Mapping[str, ModelCard]) -> Mod
             "capabilities": frozenset().union(*known) if len(known) == len(tiers) else None,
             "input_price_per_1m": max(card.input_price_per_1m for card in tiers),
             "output_price_per_1m": max(card.output_price_per_1m for card in tiers),
+            "cached_input_price_per_1m": None,
         }
     )
 
@@ -255,7 +258,9 @@ class ApiSettings(BrokerClientSettings):
         """The prices of the models that have one, by name; of a public name over several, the highest of theirs."""
         return {
             card.name: TokenPrice(
-                input_per_1m=card.input_price_per_1m, output_per_1m=card.output_price_per_1m
+                input_per_1m=card.input_price_per_1m,
+                output_per_1m=card.output_price_per_1m,
+                cached_input_per_1m=card.cached_input_price_per_1m,
             )
             for card in self.cards
             if card.input_price_per_1m or card.output_price_per_1m

@@ -18,6 +18,7 @@ from api.view.response import RECORD, ResponseUsage, response_view
 from eventing.errors import BadRequest, InvalidJob, TorporError
 from eventing.job.job import RUNNABLE_URLS, Job
 from eventing.known_fields import known_fields, known_value
+from eventing.telemetry.cost import cached_tokens
 
 LINE_LIMIT: Final = 50_000
 RESPONSES: Final = "/v1/responses"
@@ -231,7 +232,7 @@ def _sum(usage: Mapping[str, int], more: Mapping[str, Any]) -> dict[str, int]:
     """The sum of two usage objects."""
     read = {
         "input_tokens": more.get("prompt_tokens"),
-        "cached_tokens": (more.get("prompt_tokens_details") or {}).get("cached_tokens"),
+        "cached_tokens": cached_tokens(more),
         "output_tokens": more.get("completion_tokens"),
         "reasoning_tokens": (more.get("completion_tokens_details") or {}).get("reasoning_tokens"),
         "total_tokens": more.get("total_tokens"),

@@ -10,7 +10,7 @@ from api.limit.cost import Prices, costs_of
 from eventing.job.job import KEY, RUNNABLE_URLS, Job, JobState
 from eventing.live.ended import EndCount
 from eventing.redis import keys
-from eventing.telemetry.cost import MICRO, TokenPrice, spent_tokens, tokens_in
+from eventing.telemetry.cost import MICRO, TokenPrice, cached_tokens, spent_tokens, tokens_in
 from eventing.telemetry.usage import DAY_S
 
 OTHER: Final = "other"
@@ -44,7 +44,7 @@ def measures_of(job: Job, prices: Prices) -> dict[str, int]:
         str(job.state): 1,
         "dead_letters": int(job.is_dead_letter),
         "input_tokens": tokens_in(usage, "prompt_tokens"),
-        "cached_tokens": tokens_in(usage.get("prompt_tokens_details"), "cached_tokens"),
+        "cached_tokens": cached_tokens(usage),
         "output_tokens": tokens_in(usage, "completion_tokens"),
         "thought_tokens": tokens_in(usage.get("completion_tokens_details"), "reasoning_tokens"),
         "gpu_ms": max(job.gpu_ms, 0),

@@ -19,6 +19,7 @@ from eventing.job.answer_links import shown_text
 from eventing.job.job import CONTENT_FILTER, Job, JobId, JobState
 from eventing.job.moderation.inline import single_result
 from eventing.store.job_record import compaction_id
+from eventing.telemetry.cost import cached_tokens
 
 RECORD: Final = "torpor.response"
 """Metadata key of a job that is a response; its value is the response's request."""
@@ -267,12 +268,11 @@ def usage_view(job: Job) -> ResponseUsage | None:
     usage = job.usage or (job.result or {}).get("usage")
     if not usage:
         return None
-    prompt = usage.get("prompt_tokens_details") or {}
     completion = usage.get("completion_tokens_details") or {}
     return {
         "input_tokens": usage.get("prompt_tokens", 0),
         "input_tokens_details": {
-            "cached_tokens": prompt.get("cached_tokens") or 0,
+            "cached_tokens": cached_tokens(usage),
             "cache_write_tokens": 0,
         },
         "output_tokens": usage.get("completion_tokens", 0),

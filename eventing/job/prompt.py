@@ -69,7 +69,10 @@ def prompt_prefix(new: NewJob) -> str:
     """The hashes of the first whole blocks, each of everything before it too, and then those of the keys: of
     `prompt_cache_key` and of the conversation. Separated by commas; empty for a short prompt without keys.
     """
-    words, chain = [], b""
+    # Of one tenant: another's prompt is nothing to its engine's cache (`predictor.engine.engine.cache_salt`), and the
+    # same key may mean something else.
+    owner = f"{new.tenant or DEFAULT_TENANT}\0"
+    words, chain = [], owner.encode("utf-8", "surrogatepass")
     text = _first_bytes(new.request.body)
     for at in range(0, len(text) - BLOCK_BYTES + 1, BLOCK_BYTES):
         chain = _digest(chain + text[at : at + BLOCK_BYTES])
@@ -77,8 +80,7 @@ def prompt_prefix(new: NewJob) -> str:
     named = {"k": new.request.body.get("prompt_cache_key"), "c": new.turn.id if new.turn else None}
     for kind, key in named.items():
         if isinstance(key, str) and key:
-            # Of one tenant: another may use the same word for something else.
-            owned = f"{new.tenant or DEFAULT_TENANT}\0{key}".encode("utf-8", "surrogatepass")
+            owned = f"{owner}{key}".encode("utf-8", "surrogatepass")
             words.append(kind + _digest(owned).hex())
     return ",".join(words)
 

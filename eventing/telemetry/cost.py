@@ -91,10 +91,15 @@ class TokenPrice:
 
     input_per_1m: float = 0.0
     output_per_1m: float = 0.0
+    cached_input_per_1m: float | None = (
+        None  #: of input that it had in its cache; None: as other input
+    )
 
-    def of(self, input_tokens: int, output_tokens: int) -> float:
-        """The cost of so many tokens."""
-        return (input_tokens * self.input_per_1m + output_tokens * self.output_per_1m) / MICRO
+    def of(self, input_tokens: int, output_tokens: int, cached_tokens: int = 0) -> float:
+        """The cost of so many tokens; the cached ones are among the input."""
+        cached = self.input_per_1m if self.cached_input_per_1m is None else self.cached_input_per_1m
+        inputs = (input_tokens - cached_tokens) * self.input_per_1m + cached_tokens * cached
+        return (inputs + output_tokens * self.output_per_1m) / MICRO
 
 
 FREE: Final = TokenPrice()
@@ -215,6 +220,7 @@ class SpentTokens:
     model: str
     input_tokens: int
     output_tokens: int
+    cached_tokens: int = 0  #: of the input
 
 
 def spent_tokens(usage: Mapping[str, Any] | None, model: str) -> list[SpentTokens]:
@@ -234,7 +240,9 @@ def spent_tokens(usage: Mapping[str, Any] | None, model: str) -> list[SpentToken
             )
     inputs = tokens_in(usage, "prompt_tokens") - sum(each.input_tokens for each in found)
     outputs = tokens_in(usage, "completion_tokens") - sum(each.output_tokens for each in found)
-    return [SpentTokens(ANSWER, model, max(inputs, 0), max(outputs, 0)), *found]
+    inputs = max(inputs, 0)
+    cached = min(cached_tokens(usage), inputs)
+    return [SpentTokens(ANSWER, model, inputs, max(outputs, 0), cached), *found]
 
 
 def cost_by_kind(
@@ -248,7 +256,7 @@ def cost_by_kind(
     costs: dict[str, float] = {}
     for each in spent:
         if (provider := tokens.get(each.model)) is not None:
-            cost = provider.of(each.input_tokens, each.output_tokens)
+            cost = provider.of(each.input_tokens, each.output_tokens, each.cached_tokens)
         else:
             cost = price.of(gpu_s) * (each.output_tokens / generated if generated else 0.0)
         costs[each.kind] = costs.get(each.kind, 0.0) + cost
@@ -293,6 +301,12 @@ def tokens_in(record: object, name: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         return 0
     return min(max(value, 0), _MOST_TOKENS)
+
+
+def cached_tokens(usage: Mapping[str, Any] | None) -> int:
+    """The tokens of a usage's prompt that its engine had in its cache."""
+    cached = tokens_in((usage or {}).get("prompt_tokens_details"), "cached_tokens")
+    return min(cached, tokens_in(usage, "prompt_tokens"))
 
 
 def _rounded(money: float | None) -> float | None:

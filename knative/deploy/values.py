@@ -91,6 +91,7 @@ class UpstreamValues(_Section):
     networks: tuple[IPv4Network | IPv6Network, ...] = ()  # where it is, if not on public addresses
     input_price_per_1m: float = Field(0, ge=0)
     output_price_per_1m: float = Field(0, ge=0)
+    cached_input_price_per_1m: float | None = Field(None, ge=0)
 
     @property
     def urls(self) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ Must not know the store, events or HTTP.
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from hashlib import blake2b
 from typing import Any, Final, Protocol
 
 import orjson
@@ -63,6 +64,8 @@ class EngineRequest:
 
 EXTRA_USAGE: Final = "extra_usage"
 """Field of a chunk: tokens that an engine spent beside the answer, as `extra` of a job's usage lists them."""
+CACHE_SALT: Final = "cache_salt"
+"""Field of a body: prompts with different salts share no prefix in an engine's cache."""
 _BYTES_A_TOKEN: Final = 4
 
 
@@ -70,6 +73,14 @@ def estimated_prompt_tokens(body: Mapping[str, Any]) -> int:
     """About how many tokens a call's prompt has, by its bytes."""
     content = body.get("messages") or body.get("prompt") or body.get("input") or ""
     return len(orjson.dumps(content)) // _BYTES_A_TOKEN + 1
+
+
+def cache_salt(tenant: str, own: object = None) -> str:
+    """What keeps a tenant's prefixes apart from all others', and within it those of its caller's `own` salt: how soon
+    a first token comes, and `cached_tokens`, would say what another tenant has asked.
+    """
+    salted = f"{tenant}\0{own or ''}".encode("utf-8", "surrogatepass")
+    return blake2b(salted, digest_size=16).hexdigest()
 
 
 class Engine(Protocol):

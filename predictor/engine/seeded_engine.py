@@ -11,14 +11,22 @@ import asyncio
 import os
 import signal
 import time
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 from predictor.engine import seeded_tokens
-from predictor.engine.engine import ColdStartPhase, DecodeStep, EngineRequest, PhaseReporter
-from predictor.engine.seeded_tokens import EMBEDDING_URL, EOS, SeededRequest
+from predictor.engine.engine import (
+    CACHE_SALT,
+    ColdStartPhase,
+    DecodeStep,
+    EngineRequest,
+    PhaseReporter,
+    cache_salt,
+)
+from predictor.engine.seeded_tokens import BLOCK_TOKENS, EMBEDDING_URL, EOS, SeededRequest
 from predictor.errors import BadRequest, EngineDeadError, EngineRequestError, EngineStartError
 
 _YIELD_EVERY: Final = 32
@@ -46,6 +54,7 @@ class SeededEngine:
         self._dead = asyncio.Event()
         self._is_started = False
         self._running: set[str] = set()
+        self._cached = PrefixCache()
 
     @property
     def model_names(self) -> Sequence[str]:
@@ -125,7 +134,10 @@ class SeededEngine:
         self, chunks: "_Chunks", request: SeededRequest, prior: Sequence[int]
     ) -> AsyncIterator[DecodeStep]:
         limit = seeded_tokens.output_limit(request, self._settings.max_model_len)
-        await self._pause(_seconds(request.prompt_tokens + len(prior), self._prefill_speed))
+        cached = self._cached.take(seeded_tokens.block_hashes(request, chunks.salt))
+        chunks.cached_tokens = 0 if prior else cached
+        read = request.prompt_tokens + len(prior) - cached
+        await self._pause(_seconds(read, self._prefill_speed))
         for choice in range(request.n if request.is_chat else 0):
             yield DecodeStep((), chunks.role(choice))
         made = 0
@@ -190,12 +202,36 @@ class SeededEngine:
             raise EngineDeadError("the test engine died")
 
 
+class PrefixCache:
+    """The blocks of prompts that an engine has read, newest last."""
+
+    def __init__(self, most: int = 16_384) -> None:
+        self._most = most
+        self._blocks: OrderedDict[bytes, None] = OrderedDict()
+
+    def take(self, hashes: Sequence[bytes]) -> int:
+        """The tokens of a prompt that are here; all of its blocks are from now on."""
+        found = 0
+        for block in hashes:
+            if block not in self._blocks:
+                break
+            found += 1
+        for block in reversed(hashes):  # the first one last: without it the others match nothing
+            self._blocks[block] = None
+            self._blocks.move_to_end(block)
+        while len(self._blocks) > self._most:
+            self._blocks.popitem(last=False)
+        return found * BLOCK_TOKENS
+
+
 class _Chunks:
     """Stream chunks of one answer, in vLLM's form."""
 
     def __init__(self, call: EngineRequest, request: SeededRequest, model: str) -> None:
         self._request = request
         self._counts = call.counts_throughout
+        self.salt: Final = cache_salt(call.tenant, call.body.get(CACHE_SALT))
+        self.cached_tokens = 0
         self._frame = {
             "id": f"{'chatcmpl' if request.is_chat else 'cmpl'}-{call.request_id}",
             "object": "chat.completion.chunk" if request.is_chat else "text_completion",
@@ -235,13 +271,16 @@ class _Chunks:
     def usage(self, completion_tokens: int) -> Mapping[str, Any]:
         return {**self._frame, "choices": [], "usage": self._usage(completion_tokens)}
 
-    def _usage(self, completion_tokens: int) -> Mapping[str, int]:
+    def _usage(self, completion_tokens: int) -> Mapping[str, Any]:
         prompt_tokens = self._request.prompt_tokens
-        return {
+        usage: dict[str, Any] = {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
             "total_tokens": prompt_tokens + completion_tokens,
         }
+        if self.cached_tokens:
+            usage["prompt_tokens_details"] = {"cached_tokens": self.cached_tokens}
+        return usage
 
     def _chunk(self, choice: int, shown: Mapping[str, Any], reason: str | None) -> dict[str, Any]:
         entry = {"index": choice, **shown, "logprobs": None, "finish_reason": reason}

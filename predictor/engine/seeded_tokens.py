@@ -19,6 +19,7 @@ COMPLETION_URL: Final = "/v1/completions"
 EMBEDDING_URL: Final = "/v1/embeddings"
 
 EOS: Final = 0
+BLOCK_TOKENS: Final = 16
 _TEXT: Final = """
 the one some of in at with light night bird hummingbird torpor sleep wake heart slow quick leaf
 flower nectar wing cold warm sun rain tree branch nest day hour breath blood feather über naïve 日本
@@ -95,6 +96,20 @@ def parse(request: EngineRequest) -> SeededRequest:
         knobs=_knobs(_typed(body, "seeded", dict, {})),
         tool=_called_tool(body),
     )
+
+
+def block_hashes(request: SeededRequest, salt: str) -> list[bytes]:
+    """A hash for each whole block of the prompt's tokens, of everything before it too, as vLLM's cache has them. The
+    last token is in none: something must be computed for the first one of the answer.
+    """
+    tokens = [word for part in request.prompt for word in ("<|", "", "|>", "", *part.split())]
+    chain, hashes = salt.encode(), []
+    for end in range(BLOCK_TOKENS, len(tokens), BLOCK_TOKENS):
+        chain = _digest(
+            chain + repr(tokens[end - BLOCK_TOKENS : end]).encode("utf-8", "surrogatepass")
+        )
+        hashes.append(chain)
+    return hashes
 
 
 def output_limit(request: SeededRequest, max_model_len: int) -> int:

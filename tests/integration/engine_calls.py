@@ -42,11 +42,26 @@ def token_ids(steps: Sequence[DecodeStep]) -> list[int]:
 
 
 def body_of(steps: Sequence[DecodeStep]) -> dict[str, Any]:
-    """The whole body that the chunks make, without what no two runs share."""
+    """The whole body that the chunks make, without what no two runs share: they find different parts of a prompt
+    in the cache.
+    """
     assembler = Assembler()
     for step in steps:
         if step.chunk is not None:
             assembler.add(step.chunk)
-    return {
+    body = {
         name: value for name, value in assembler.body().items() if name not in ("created", "id")
     }
+    if body.get("usage"):
+        details = "prompt_tokens_details"
+        body["usage"] = {n: v for n, v in body["usage"].items() if n != details}
+    return body
+
+
+def cached_tokens(steps: Sequence[DecodeStep]) -> int | None:
+    """How many tokens of its prompt a call says that it found in the engine's cache."""
+    details = [
+        (step.chunk.get("usage") or {}).get("prompt_tokens_details") for step in steps if step.chunk
+    ]
+    found = [each["cached_tokens"] for each in details if each]
+    return found[-1] if found else None

@@ -68,3 +68,32 @@ def test_a_conversation_is_recalled_and_summarised_after_the_answer(
     assert first["window_items"] >= 6
     assert str(second["summary_id"]).startswith("summary_")
     assert len(items) == len({item.id for item in items}) == len(said) + 4
+
+
+def test_every_endpoint_says_how_much_of_a_prompt_the_engine_had_in_its_cache(
+    stack: LocalStack, client: OpenAI
+) -> None:
+    long = "count the leaves of the tree " * 20
+
+    def chat(**more: Any) -> Any:
+        message = {"role": "user", "content": long}
+        made: Any = client.chat.completions.create
+        return made(model=MODEL, messages=[message], max_tokens=3, **more)
+
+    first = chat()
+    assert first.usage.prompt_tokens_details is None
+    again = chat()
+    cached = again.usage.prompt_tokens_details.cached_tokens
+    assert 0 < cached <= again.usage.prompt_tokens
+    *_, last = chat(stream=True, stream_options={"include_usage": True})
+    assert last.usage.prompt_tokens_details.cached_tokens == cached
+    response = client.responses.create(model=MODEL, input=long, max_output_tokens=3)
+    assert response.usage is not None
+    assert response.usage.input_tokens_details.cached_tokens == cached
+    job = stack.job(response.id.replace("resp_", "job_"))
+    assert job["usage"]["prompt_tokens_details"] == {"cached_tokens": cached}
+    client.completions.create(model=MODEL, prompt=long, max_tokens=3)
+    text = client.completions.create(model=MODEL, prompt=long, max_tokens=3)
+    assert text.usage is not None
+    assert text.usage.prompt_tokens_details is not None
+    assert (text.usage.prompt_tokens_details.cached_tokens or 0) > 0

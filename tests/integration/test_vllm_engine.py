@@ -26,6 +26,7 @@ from tests.integration.engine_calls import (
     REAL_ENGINE,
     all_steps,
     body_of,
+    cached_tokens,
     chat,
     completion,
     token_ids,
@@ -334,3 +335,40 @@ async def test_a_bad_request_names_its_field(
         await all_steps(engine, request_)
     assert caught.value.field == field
     assert engine.is_healthy()
+
+
+LONG = "The hummingbird rests at night and saves its strength until the sun is back. " * 10
+
+
+@pytest.mark.parametrize("call", [chat, completion])
+async def test_a_tenant_finds_its_prefix_in_the_cache_and_no_other_tenant_does(
+    engine: VllmEngine, call: Any
+) -> None:
+    async def found(tenant: str, **body: Any) -> int | None:
+        request = replace(call(LONG, f"of-{tenant}", max_tokens=2, **body), tenant=tenant)
+        return cached_tokens(await all_steps(engine, request))
+
+    assert await found("acme") == 0
+    again = await found("acme")
+    assert again is not None
+    assert again >= 64
+    assert await found("other") == 0
+    assert await found("") == 0, "a direct call is of no tenant"
+    # A salt of one's own only parts one's own prompts.
+    assert await found("other", cache_salt="acme") == 0
+    assert await found("acme", cache_salt="mine") == 0
+    assert await found("acme", cache_salt="mine") == again
+
+
+async def test_a_continued_answer_says_nothing_of_cached_tokens(engine: VllmEngine) -> None:
+    request = replace(chat(LONG, "continued", max_tokens=8), tenant="continues")
+    whole = await all_steps(engine, request)
+    assert cached_tokens(whole) == 0
+    rest = await all_steps(engine, replace(request, request_id="rest"), token_ids(whole)[:4])
+    assert cached_tokens(rest) is None
+
+
+def test_a_salt_that_vllm_refuses_is_refused(engine: VllmEngine) -> None:
+    with pytest.raises(BadRequest) as refused:
+        engine.validate(chat(cache_salt="a/b"))
+    assert refused.value.field == "cache_salt"

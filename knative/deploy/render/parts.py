@@ -244,8 +244,9 @@ def _model_card(model: ModelValues, context_tokens: int | None) -> dict[str, Any
     if model.capabilities is not None:
         card["capabilities"] = sorted(model.capabilities)
     if model.upstream:
-        prices = ("input_price_per_1m", "output_price_per_1m")
-        return card | {name: getattr(model.upstream, name) for name in prices}
+        prices = ("input_price_per_1m", "output_price_per_1m", "cached_input_price_per_1m")
+        told = {name: getattr(model.upstream, name) for name in prices}
+        return card | {name: price for name, price in told.items() if price is not None}
     return card if context_tokens is None else card | {"context_tokens": context_tokens}
 
 

@@ -192,7 +192,7 @@ class ResumedAnswer:
             outputs=[completion],
             finished=self.is_over,
             metrics=getattr(source, "metrics", None),
-            num_cached_tokens=getattr(source, "num_cached_tokens", None),
+            # Not `num_cached_tokens`: the engine was given prompt and answer as one prompt, and found mostly its own.
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 import orjson
 from pydantic import TypeAdapter, ValidationError
 from vllm.engine.arg_utils import AsyncEngineArgs  # noqa: F401  (first: vLLM's circular imports)
+from vllm.entrypoints.generate.base.protocol import validate_cache_salt
 from vllm.entrypoints.launchers.cli_args import resolve_default_chat_template_kwargs
 from vllm.entrypoints.openai.chat_completion.batch_serving import OpenAIServingChatBatch
 from vllm.entrypoints.openai.chat_completion.protocol import (
@@ -31,7 +32,7 @@ from vllm.exceptions import VLLMClientError
 from vllm.renderers.chat_utils import load_chat_template
 from vllm.renderers.online_renderer import OnlineRenderer
 
-from predictor.engine.engine import DecodeStep, EngineRequest
+from predictor.engine.engine import CACHE_SALT, DecodeStep, EngineRequest, cache_salt
 from predictor.engine.vllm.errors import (
     CHAT_BATCH_URL,
     CHAT_URL,
@@ -96,6 +97,8 @@ class VllmServing:
         if request.url in (CHAT_URL, COMPLETION_URL):
             body |= _stream_fields(request)
         try:
+            validate_cache_salt(body.get(CACHE_SALT))
+            body[CACHE_SALT] = cache_salt(request.tenant, body.get(CACHE_SALT))
             parsed = self._types[request.url].validate_python(body)
         except ValidationError as error:
             raise bad_fields(error) from error
@@ -268,7 +271,7 @@ def _generation(args: Any, client: Any, models: Any) -> tuple[Any, Any]:
         args.response_role,
         online_renderer=renderer,
         return_tokens_as_token_ids=args.return_tokens_as_token_ids,
-        enable_prompt_tokens_details=args.enable_prompt_tokens_details,
+        enable_prompt_tokens_details=True,
         enable_per_request_metrics=args.enable_per_request_metrics,
         **shared,
     )
@@ -278,7 +281,7 @@ def _generation(args: Any, client: Any, models: Any) -> tuple[Any, Any]:
         online_renderer=renderer,
         request_logger=None,
         return_tokens_as_token_ids=args.return_tokens_as_token_ids,
-        enable_prompt_tokens_details=args.enable_prompt_tokens_details,
+        enable_prompt_tokens_details=True,
         enable_per_request_metrics=args.enable_per_request_metrics,
     )
     return chat, completion

@@ -7,6 +7,7 @@ import pytest
 
 from api.limit.cost import Prices
 from api.limit.usage import measures_of
+from api.view.response import usage_view
 from eventing.job.cache import CacheKind, CacheStatus, CacheUse
 from eventing.job.job import Job, JobId, JobRequest, JobState
 from eventing.telemetry.cost import Price, TokenPrice
@@ -30,6 +31,18 @@ def test_thought_and_cached_tokens_are_told_apart() -> None:
     }
     found = measures_of(replace(JOB, usage=usage), PRICES)
     assert (found["thought_tokens"], found["cached_tokens"]) == (2, 5)
+
+
+@pytest.mark.parametrize("details", [{"cached_tokens": 500}, [5], {"cached_tokens": "5"}, 5])
+def test_no_more_tokens_are_cached_than_the_prompt_has_whatever_a_provider_says(
+    details: object,
+) -> None:
+    job = replace(JOB, usage={**USAGE, "prompt_tokens_details": details})
+    cached = 7 if details == {"cached_tokens": 500} else 0
+    assert measures_of(job, PRICES).get("cached_tokens", 0) == cached
+    view = usage_view(job)
+    assert view is not None
+    assert view["input_tokens_details"]["cached_tokens"] == cached
 
 
 @pytest.mark.parametrize("kind", list(CacheKind))

@@ -1,5 +1,6 @@
 """The cost of inference: seconds by state, shared among jobs, in money."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -161,6 +162,21 @@ def test_each_kind_costs_what_its_own_model_takes() -> None:
 
     assert found["by_kind"] == {"answer": 10 + 16, "cascaded": 5 + 4, "hedged": 10}
     assert found["cost"] == found["cost_all_in"] == 45
+
+
+@pytest.mark.parametrize(
+    ("cached_price", "cost"), [(None, 30 + 24), (1e5, 10 + 2 + 24), (0.0, 10 + 24)]
+)
+def test_input_that_a_provider_had_in_its_cache_costs_what_it_takes_for_that(
+    cached_price: float | None, cost: float
+) -> None:
+    usage = {
+        "prompt_tokens": 30,
+        "completion_tokens": 12,
+        "prompt_tokens_details": {"cached_tokens": 20},
+    }
+    prices = {"m": replace(PRICES["dear"], cached_input_per_1m=cached_price)}
+    assert job_cost(0.0, spent_tokens(usage, "m"), Price(), None, prices)["cost"] == cost
 
 
 def test_a_local_answer_that_was_thrown_away_bears_the_gpu_time_and_the_provider_its_tokens() -> (

@@ -5,13 +5,14 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from predictor.engine.engine import ColdStartPhase, DecodeStep, EngineRequest
-from predictor.engine.seeded_engine import SeededEngine, SeededSettings
+from predictor.engine.seeded_engine import PrefixCache, SeededEngine, SeededSettings
 from predictor.errors import BadRequest, EngineDeadError, EngineRequestError, EngineStartError
 
 FAST = SeededSettings(tokens_per_s=0, prefill_tokens_per_s=0)
@@ -214,3 +215,34 @@ def test_the_seeded_engine_imports_no_model_library() -> None:
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=10)
+
+
+async def test_a_tenant_finds_its_prefix_and_no_other_tenant_does(engine: SeededEngine) -> None:
+    async def found(tenant: str, text: str, **body: Any) -> int:
+        request = replace(chat(text, **body), tenant=tenant)
+        told = usage(await all_steps(engine, request))
+        cached = told.get("prompt_tokens_details", {}).get("cached_tokens", 0)
+        assert cached < told["prompt_tokens"]
+        return int(cached)
+
+    long = "one two three four " * 20
+    assert await found("acme", long) == 0
+    assert await found("acme", long) == 80  # of 84, in blocks of 16
+    assert await found("acme", long[: len(long) // 2] + "else") == 32
+    assert await found("other", long) == 0
+    assert await found("acme", long, cache_salt="mine") == 0
+
+
+async def test_a_continued_answer_says_nothing_of_cached_tokens(engine: SeededEngine) -> None:
+    request = chat("one two three four " * 20, seeded={"output_tokens": 6})
+    ids = token_ids(await all_steps(engine, request))
+    assert "prompt_tokens_details" in usage(await all_steps(engine, request))
+    assert "prompt_tokens_details" not in usage(await all_steps(engine, request, ids[:3]))
+
+
+def test_a_prefix_cache_forgets_the_blocks_that_were_used_longest_ago() -> None:
+    cache = PrefixCache(most=3)
+    assert cache.take([b"a", b"b"]) == 0
+    assert cache.take([b"c", b"d"]) == 0
+    assert cache.take([b"a", b"b"]) == 16  # the end of a prompt goes before its start
+    assert cache.take([b"c"]) == 16

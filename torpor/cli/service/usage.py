@@ -90,7 +90,16 @@ def _draw_days(page: dict[str, Any], by: list[Group]) -> None:
     from torpor.cli.view.screen import stdout
     from torpor.cli.view.table import number, table
 
-    figures = ("jobs", "input tokens", "output tokens", "thought", "saved", "GPU, s", "cost")
+    figures = (
+        "jobs",
+        "input tokens",
+        "cached",
+        "output tokens",
+        "thought",
+        "saved",
+        "GPU, s",
+        "cost",
+    )
     rows = table("day", *by, *figures, numbers=figures, title="Used by your tenant, UTC")
     for bucket in page["data"]:
         day = time.strftime("%Y-%m-%d", time.gmtime(bucket["start_time"]))
@@ -101,6 +110,7 @@ def _draw_days(page: dict[str, Any], by: list[Group]) -> None:
                 *(used[_GROUPS[each]] or "none" for each in by),
                 number(used["num_model_requests"]),
                 number(used["input_tokens"]),
+                number(used.get("input_cached_tokens", 0)),
                 number(used["output_tokens"]),
                 number(used["thought_tokens"]),
                 number(saved["input_tokens"] + saved["output_tokens"]),
