@@ -19,8 +19,8 @@ from api.view.outlook import outlook_view
 from api.view.retrieval import LinkFilters
 from eventing.errors import BadRequest, NotFound, Unavailable
 from eventing.job.answer_links import link_hosts
+from eventing.job.call.reasoning import entries_with_both_names
 from eventing.job.job import Job, JobState
-from eventing.job.reasoning import entries_with_both_names
 from eventing.job.store import EntryKind, StreamEntry
 from eventing.live.stream_multiplexer import ReaderCutOff, TokenCallback
 from eventing.store.archive import LARGE_BYTES

@@ -12,8 +12,8 @@ from api.limit.service_tier import used_tier
 from api.view.outcome import CallFailed, answer_id, answer_of, grounding_in, moderation_in
 from api.view.retrieval import LinkFilters
 from eventing.job.answer_links import link_hosts
+from eventing.job.call.reasoning import choice_with_both_names
 from eventing.job.job import CONTENT_FILTER, Job
-from eventing.job.reasoning import choice_with_both_names
 from eventing.job.store import EntryKind, StreamEntry
 
 _PIECE_CHARS: Final = 8_000

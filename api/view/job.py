@@ -15,9 +15,9 @@ from api.view.timeline import TimelineView
 from eventing.cloudevent.job_event import CacheView, Timings, cache_view, timings
 from eventing.cloudevent.request_id import KEPT
 from eventing.job.answer_links import shown_result
+from eventing.job.call.reasoning import body_with_both_names
 from eventing.job.job import Job, JobError, JobState, Lane
 from eventing.job.plan import ROUTE_STEP, STEPS_AFTER, StepRecord, StepStatus
-from eventing.job.reasoning import body_with_both_names
 from eventing.telemetry.cost import JobCost, Price, TokenPrice, job_cost, spent_tokens
 
 VALIDATING: Final = "validating"

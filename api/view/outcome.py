@@ -10,10 +10,10 @@ from api.limit.service_tier import used_tier
 from eventing.errors import BadRequest, TorporError
 from eventing.job.answer_links import shown_result
 from eventing.job.call.moderation import MODERATION, MODERATION_URL
+from eventing.job.call.reasoning import choice_with_both_names
 from eventing.job.job import CHAT_URLS, Job, JobState
 from eventing.job.moderation.inline import moderation_of
 from eventing.job.plan import GROUND_STEP
-from eventing.job.reasoning import choice_with_both_names
 
 _CALLERS_FAULT: Final = frozenset(
     {

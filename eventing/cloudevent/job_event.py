@@ -18,6 +18,7 @@ from eventing.cloudevent.event import Event
 from eventing.errors import InvalidJob
 from eventing.job.answer_links import shown_result
 from eventing.job.cache import CacheUse, directives
+from eventing.job.call.reasoning import body_with_both_names
 from eventing.job.job import (
     DEFAULT_TENANT,
     NO_FALLBACK,
@@ -34,7 +35,6 @@ from eventing.job.job import (
     parse_request,
 )
 from eventing.job.plan import Plan
-from eventing.job.reasoning import body_with_both_names
 from eventing.job.store import Ending, NewJob
 from eventing.telemetry.span import followable
 

@@ -19,6 +19,8 @@ from eventing.job.cache import CacheUse
 from eventing.job.call.fields import CHAT_BATCH_URL, check_body
 from eventing.job.call.moderation import MODERATION_URL
 from eventing.job.plan import Hold, Plan, StepRecord, StepStatus
+from eventing.job.tools.call import ToolPhase, Turn
+from eventing.job.tools.prompt import body_with_turns
 from eventing.known_fields import known_fields
 
 JobId = NewType("JobId", str)
@@ -181,6 +183,8 @@ class Job:
     candidate_state: JobState | None = (
         None  #: the state in which the job ends when they let it pass
     )
+    turns: tuple[Turn, ...] = ()  #: committed answers that asked for tools, with their calls
+    turn_begin: int = 0  #: the place in the token stream at which the present turn begins
 
     @property
     def stream_id(self) -> JobId:
@@ -190,8 +194,17 @@ class Job:
 
     @property
     def to_run(self) -> JobRequest:
-        """The request that the next step or the predictor is given."""
-        return self.prepared or self.request
+        """The request that the next step or the predictor is given: after the turns so far."""
+        request = self.prepared or self.request
+        if not self.turns:
+            return request
+        return replace(request, body=body_with_turns(request.body, self.turns))
+
+    @property
+    def tool_phase(self) -> ToolPhase | None:
+        """What the job waits for between two turns; None where it does not."""
+        is_between = self.turns and not self.state.is_terminal and not self.turns[-1].is_done
+        return self.turns[-1].phase if is_between else None
 
     @property
     def is_validating(self) -> bool:

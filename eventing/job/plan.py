@@ -19,13 +19,18 @@ from eventing.known_fields import known_fields, known_value
 MODERATION_INPUT: Final = "moderation-input"
 MODERATION_OUTPUT: Final = "moderation-output"
 """Steps that a request asks for, beside those of its model's plan (`eventing.job.moderation.inline`)."""
+LIST_TOOLS_STEP: Final = "list-tools"
+"""Asks the tool servers of a request for their tools, and pins them for the job."""
+TOOLS_STEP: Final = "tools"
+"""Commits an answer that asks for tools as a turn, and queues its calls; the first step after the predictor."""
 STEP_ORDER: Final = (
-    *("moderate-input", MODERATION_INPUT, "memory", "semantic-cache", "retrieve", "route"),
+    *("moderate-input", MODERATION_INPUT, "memory", "semantic-cache", "retrieve"),
+    *(LIST_TOOLS_STEP, "route"),
 )
 """The order of the steps that Torpor knows; each may be absent, and a step of another name may stand anywhere."""
 GROUND_STEP: Final = "ground"
 """Compares an answer with its passages."""
-STEPS_AFTER: Final = ("validate-output", MODERATION_OUTPUT, GROUND_STEP)
+STEPS_AFTER: Final = (TOOLS_STEP, "validate-output", MODERATION_OUTPUT, GROUND_STEP)
 """The steps that Torpor knows after the predictor, in their order; one of another name says `after: true`."""
 ROUTE_STEP: Final = "route"
 """Chooses among the models of its setting `tiers`: a model whose plan has it needs no predictor of its own."""

@@ -17,6 +17,7 @@ from eventing.job.moderation.withheld import without_text
 from eventing.job.plan import Hold, Plan, StepRecord, StepStatus, plan_of_json
 from eventing.job.prompt import prompt_prefix, prompt_start
 from eventing.job.store import ConversationTurn, Ending, ListField, NewJob
+from eventing.job.tools.call import turns_of
 from eventing.known_fields import check_version, known_fields, known_value
 from eventing.redis import keys
 from eventing.store.objects.object_ref import ObjectRef
@@ -257,7 +258,7 @@ _TEXTS: Final = (
 """Texts of a record that the job has under the same name."""
 _NUMBERS: Final = (
     *("attempt", "token_count", "created_ms", "started_ms", "first_token_ms", "finished_ms"),
-    *("deadline_ms", "lease_until_ms", "gpu_ms"),
+    *("deadline_ms", "lease_until_ms", "gpu_ms", "turn_begin"),
 )
 """Numbers of a record that the job has under the same name."""
 _RAW_NAMES: Final = {name: name.encode() for name in (*_TEXTS, *_NUMBERS)}
@@ -295,6 +296,7 @@ def parse(job_id: JobId, record: Mapping[bytes, bytes]) -> Job | None:
         plan=plan_of_json(record[b"plan"]) if b"plan" in record else None,
         pipeline=_pipeline(record.get(b"pipeline", b"")),
         prepared=request_of(record[b"prepared"]) if b"prepared" in record else None,
+        turns=turns_of(record),
         candidate=value(b"candidate"),
         candidate_state=known_value(JobState, _text(record, b"candidate_state"))
         if b"candidate_state" in record

@@ -9,7 +9,7 @@ the engine cannot stream, passes unchanged.
 from collections.abc import Mapping
 from typing import Any, Final
 
-from eventing.job.reasoning import choice_with_both_names, with_both_names
+from eventing.job.call.reasoning import choice_with_both_names, with_both_names
 from predictor.engine.engine import EXTRA_USAGE
 
 _FULL_NAME: Final = {

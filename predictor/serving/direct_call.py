@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from eventing.errors import TorporError
-from eventing.job.reasoning import choice_with_both_names
+from eventing.job.call.reasoning import choice_with_both_names
 from predictor.delivery.admission import Admission, AdmissionPhase, sequences
 from predictor.engine.engine import Engine, EngineRequest
 from predictor.errors import EngineRequestError, where

@@ -3,7 +3,7 @@
 import orjson
 import pytest
 
-from eventing.job.reasoning import (
+from eventing.job.call.reasoning import (
     choice_with_both_names,
     entries_with_both_names,
     with_both_names,

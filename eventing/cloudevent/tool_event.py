@@ -1,0 +1,55 @@
+"""CloudEvents of tool calls: asked, accepted, in progress, returned, cancelled; and of approvals.
+
+Called by the steps (which queue, send and settle calls) and by the api (which takes late results). Types are a public
+contract and carry a version; their JSON Schemas are in `docs/schemas`. Pure.
+"""
+
+from typing import Final
+
+import orjson
+
+from eventing.cloudevent.event import Event
+from eventing.job.job import Job
+from eventing.job.tools.call import ToolCall, idempotency_key
+from eventing.telemetry.span import followable
+
+CALLED: Final = "dev.torpor.tool.called.v1"
+"""A tool is called. In a queue of ours it brings the call to the process that runs it; that process sends the same
+event to a tool that is a CloudEvents function.
+"""
+RETURNED: Final = "dev.torpor.tool.returned.v1"
+ACCEPTED: Final = "dev.torpor.tool.accepted.v1"
+PROGRESS: Final = "dev.torpor.tool.progress.v1"
+CALL_CANCELLED: Final = "dev.torpor.tool.cancelled.v1"
+APPROVAL_REQUESTED: Final = "dev.torpor.approval.requested.v1"
+APPROVAL_ANSWERED: Final = "dev.torpor.approval.answered.v1"
+SOURCE: Final = "/torpor/tools"
+PLACE: Final = "callplace"
+"""The extension with turn and place of a call, as `2.0`."""
+
+
+def called_event(job: Job, epoch: int, call: ToolCall) -> Event:
+    """The event of a call: the same on every send, so that a second one in the same queue is a duplicate.
+
+    Data: `{name, arguments, turn}`, with `arguments` the text that the model wrote.
+    """
+    key = idempotency_key(job.id, call.turn, call.place, epoch)
+    extensions = {
+        "tenant": job.tenant,
+        "priority": str(job.lane),
+        "tool": call.tool,
+        "toolserver": call.server,
+        "callid": call.call_id,
+        "idempotencykey": key,
+        PLACE: f"{call.turn}.{call.place}",
+        "traceparent": followable(job.traceparent),
+    }
+    return Event(
+        id=key,
+        source=SOURCE,
+        type=CALLED,
+        subject=job.id,
+        datacontenttype="application/json",
+        extensions={name: value for name, value in extensions.items() if value},
+        data=orjson.dumps({"name": call.tool, "arguments": call.arguments, "turn": call.turn}),
+    )

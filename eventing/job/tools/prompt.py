@@ -1,0 +1,36 @@
+"""The request of a job's next turn: the caller's, with the turns so far as messages. Pure.
+
+Called by `eventing.job.job.Job.to_run`, so the predictor, the events and the views see the same request.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from eventing.job.tools.call import ToolCall, Turn
+
+_BUDGETS: Final = ("max_completion_tokens", "max_tokens")
+
+
+def body_with_turns(body: Mapping[str, Any], turns: Sequence[Turn]) -> Mapping[str, Any]:
+    """The chat body after `turns`. A forced choice of a tool is for the first turn only, since it would force calls
+    for ever; a limit of output tokens is for all turns together.
+    """
+    if not turns:
+        return body
+    said = [message for turn in turns for message in _messages(turn)]
+    changed: dict[str, Any] = {**body, "messages": [*body["messages"], *said]}
+    if "tool_choice" in body and body["tool_choice"] not in ("auto", "none"):
+        changed["tool_choice"] = "auto"
+    spent = sum(int(turn.usage.get("completion_tokens") or 0) for turn in turns)
+    for name in _BUDGETS:
+        if body.get(name) is not None:
+            changed[name] = max(1, int(body[name]) - spent)
+    return changed
+
+
+def _messages(turn: Turn) -> list[Mapping[str, Any]]:
+    return [turn.message, *(_result(call) for call in turn.calls)]
+
+
+def _result(call: ToolCall) -> Mapping[str, Any]:
+    return {"role": "tool", "tool_call_id": call.call_id, "content": call.output}
