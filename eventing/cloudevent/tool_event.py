@@ -11,6 +11,7 @@ import orjson
 from eventing.cloudevent.event import Event
 from eventing.job.job import Job
 from eventing.job.tools.call import ToolCall, idempotency_key
+from eventing.job.tools.server import URLS
 from eventing.telemetry.span import followable
 
 CALLED: Final = "dev.torpor.tool.called.v1"
@@ -38,7 +39,7 @@ def called_event(job: Job, epoch: int, call: ToolCall) -> Event:
         "tenant": job.tenant,
         "priority": str(job.lane),
         "tool": call.tool,
-        "toolserver": call.server,
+        "toolserver": URLS if call.by_url else call.server,
         "callid": call.call_id,
         "idempotencykey": key,
         PLACE: f"{call.turn}.{call.place}",

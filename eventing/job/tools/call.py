@@ -97,6 +97,7 @@ class ToolCall:
     arguments: str
     state: CallState
     server: str = ""  #: the label; empty for the caller's own function
+    by_url: int = 0  #: 1 where the request named the server by its address
     tool: str = ""
     effect: EffectClass = EffectClass.ONCE
     digest: str = ""

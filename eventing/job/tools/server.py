@@ -21,7 +21,10 @@ from eventing.process.setting import http_url
 LABEL: Final = re.compile(r"[a-z]([a-z0-9-]{0,30}[a-z0-9])?\Z")
 SEPARATOR: Final = "__"
 """Between label and tool in the name that the model knows; a label has no underscore."""
+URLS: Final = "urls"
+"""Stands for all servers that requests name by address; no configured server has that label."""
 EVERY_TENANT: Final = "*"
+DEFAULT_TIMEOUT_MS: Final = 60_000
 _LONGEST_MS: Final = 24 * 3600 * 1000
 _MOST_SERVERS: Final = 128
 _Word = TypeVar("_Word", bound=StrEnum)
@@ -59,7 +62,7 @@ class ToolServer:
         False  #: its hints may widen an effect class, and its results do not taint a job
     )
     key_argument: str = ""  #: argument into which the idempotency key is put
-    timeout_ms: int = 60_000  #: of one send
+    timeout_ms: int = DEFAULT_TIMEOUT_MS  #: of one send
     max_attempts: int = 3
     parallelism: int = 8  #: calls at once, of all jobs
     description: str = ""
@@ -85,6 +88,12 @@ class ToolConfig:
 
     servers: ToolServers = field(default_factory=dict)
     url_tenants: tuple[str, ...] = ()
+
+    @property
+    def queues(self) -> dict[str, int]:
+        """The queues of calls, by the `toolserver` that each takes, with the milliseconds of their longest send."""
+        longest = {label: each.timeout_ms for label, each in self.servers.items()}
+        return longest | ({URLS: DEFAULT_TIMEOUT_MS} if self.url_tenants else {})
 
     def serving(self, tenant: str) -> dict[str, ToolServer]:
         """The servers of a tenant."""
@@ -133,6 +142,8 @@ def _server(label: Any, entry: Any) -> ToolServer:
     where = f"servers.{label}"
     if not isinstance(label, str) or not LABEL.match(label):
         raise tools_error(where, "must be a label of a-z, 0-9 and hyphens, at most 32")
+    if label == URLS:
+        raise tools_error(where, "is the label of servers that requests name by address")
     given = _object(where, entry, _FIELDS)
     kind = _word(f"{where}.kind", given.get("kind", ServerKind.MCP), ServerKind)
     effects = _object(f"{where}.effects", given.get("effects", {}), None)
@@ -154,7 +165,9 @@ def _server(label: Any, entry: Any) -> ToolServer:
         approval=_word(f"{where}.approval", given.get("approval", Approval.ALWAYS), Approval),
         is_trusted=_flag(f"{where}.trusted", given.get("trusted", False)),
         key_argument=_text(f"{where}.key_argument", given.get("key_argument", "")),
-        timeout_ms=_whole(f"{where}.timeout_ms", given.get("timeout_ms", 60_000), _LONGEST_MS),
+        timeout_ms=_whole(
+            f"{where}.timeout_ms", given.get("timeout_ms", DEFAULT_TIMEOUT_MS), _LONGEST_MS
+        ),
         max_attempts=_whole(f"{where}.max_attempts", given.get("max_attempts", 3), 20),
         parallelism=_whole(f"{where}.parallelism", given.get("parallelism", 8), 1000),
         description=_text(f"{where}.description", given.get("description", "")),
