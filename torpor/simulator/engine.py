@@ -79,7 +79,8 @@ ENGINES = {"cpu-small": CPU_SMALL, "gpu-assumed": GPU_ASSUMED}
 class SimulatedJob:
     """One request on its way; times in seconds, `None` until it happened.
 
-    `remaining` are the output tokens still to make: a job that was handed over keeps the others.
+    `remaining` are the output tokens still to make: a job that was handed over keeps the others. A batch job's answer
+    must be complete at `void_at`.
     """
 
     id: int
@@ -91,6 +92,7 @@ class SimulatedJob:
     first_token: float | None = None
     attempts: int = 0
     finish_at: float = 0.0
+    void_at: float | None = None
 
 
 @dataclass(slots=True)

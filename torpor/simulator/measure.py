@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field
 
 from torpor.simulator.cluster import GpuSeconds
+from torpor.simulator.engine import SimulatedJob
 
 # Neighbouring buckets differ by one percent, so a quantile is right within half a percent.
 _GROWTH = 1.01
@@ -133,9 +134,54 @@ class StoodIn:
         )
 
 
+@dataclass(slots=True)
+class BatchCount:
+    """How many batch requests came, and how many were not complete at their deadline."""
+
+    requests: int = 0
+    late: int = 0
+
+
+_LATENCY_WINDOW_S = 60.0
+
+
+@dataclass(slots=True)
+class Tally:
+    """What has become of the requests so far; durations of interactive ones only."""
+
+    requests: int = 0
+    served: int = 0
+    timed_out: int = 0
+    refused: int = 0
+    output_tokens: int = 0
+    stood_in: StoodIn = field(default_factory=StoodIn)
+    wait: QuantileSketch = field(default_factory=QuantileSketch)
+    first_token: QuantileSketch = field(default_factory=QuantileSketch)
+    total: QuantileSketch = field(default_factory=QuantileSketch)
+    recent: Recent = field(default_factory=lambda: Recent(_LATENCY_WINDOW_S))
+    batch: BatchCount = field(default_factory=BatchCount)
+
+    def count_end(self, job: SimulatedJob, now: float, timeout_s: float | None) -> bool:
+        """Count a job whose answer is complete; False when its client has left before."""
+        total = now - job.arrived
+        if job.void_at is not None:
+            self.batch.late += now > job.void_at
+        else:
+            self.recent.add(total, now)
+            if timeout_s is not None and total > timeout_s:
+                self.timed_out += 1
+                return False
+            self.total.add(total)
+            if job.first_token is not None:
+                self.first_token.add(job.first_token - job.arrived)
+        self.served += 1
+        self.output_tokens += job.output_tokens
+        return True
+
+
 @dataclass(frozen=True, slots=True)
 class RunOutcome:
-    """What a run gave; durations are distributions over served requests, in seconds."""
+    """What a run gave; durations are distributions over served interactive requests, in seconds."""
 
     requests: int
     served: int
@@ -154,3 +200,4 @@ class RunOutcome:
     most_replicas: int
     end_s: float
     series: Series
+    batch: BatchCount

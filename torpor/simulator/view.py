@@ -16,7 +16,8 @@ class PolicyView:
 
     `asked`: replicas asked for last; `existing`: those that are there, draining ones left out; `in_flight_average`:
     queued and running together, averaged since the last step; `slot_share`: used share of the ready replicas'
-    places in the same time; `p95_s`: of total times in the last minute.
+    places in the same time; `p95_s`: of total times in the last minute. `queued` and `running` count batch jobs too,
+    `running_batch` only these; `queue` has the interactive jobs that wait, oldest first, and `batch` the others.
     """
 
     queued: int
@@ -28,6 +29,8 @@ class PolicyView:
     slot_share: float
     p95_s: float | None
     queue: Sequence[SimulatedJob]
+    batch: Sequence[SimulatedJob] = ()
+    running_batch: int = 0
 
 
 class Autoscaler(Protocol):

@@ -15,13 +15,15 @@ from itertools import pairwise
 @dataclass(frozen=True, slots=True)
 class Request:
     """One request: when it comes (seconds from the start) and how long prompt and answer are. `same_as` is equal for
-    requests that an exact cache answers alike; empty where that is not known.
+    requests that an exact cache answers alike; empty where that is not known. A batch request has `deadline_s`: its
+    answer must be complete so long after it came; all others are interactive.
     """
 
     at: float
     prompt_tokens: int
     output_tokens: int
     same_as: str = ""
+    deadline_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

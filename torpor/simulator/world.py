@@ -6,7 +6,6 @@ scenario and the same requests always give the same report, byte by byte.
 
 import heapq
 import random
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -19,11 +18,11 @@ from torpor.simulator.cluster import (
     SimulatedPredictor,
 )
 from torpor.simulator.engine import NEVER, EngineModel, SimulatedJob
-from torpor.simulator.measure import QuantileSketch, Recent, RunOutcome, Series, StoodIn
+from torpor.simulator.measure import RunOutcome, Series, Tally
 from torpor.simulator.view import Autoscaler, Learner, PolicyView
+from torpor.simulator.waiting import WaitingJobs
 from torpor.simulator.workload import Request
 
-_LATENCY_WINDOW_S = 60.0
 # A run that cannot serve its queue ends this long after its horizon; what is left counts as
 # unserved.
 _LONGEST_OVERTIME_S = 3600.0
@@ -101,16 +100,13 @@ class _World:
         self._rng = random.Random(scenario.seed)  # noqa: S311 - a model, no secret
         self._events: list[tuple[float, int, int, object, int]] = []
         self._count = 0
-        self._queue: deque[SimulatedJob] = deque()
-        self._running = 0
+        self._queue = WaitingJobs()
+        self._running = self._running_batch = 0
         self._now = 0.0
         self._asked = 0
         self._limit = scenario.delivery_limit or 10**9
-        self._requests = self._served = self._timed_out = self._refused = 0
-        self._tokens = self._handed_over = self._most = 0
-        self._stood_in = StoodIn()
-        self._wait, self._first, self._total = QuantileSketch(), QuantileSketch(), QuantileSketch()
-        self._recent = Recent(_LATENCY_WINDOW_S)
+        self._handed_over = self._most = 0
+        self._tally = Tally()
         self._series = Series(_NAMES)
         self._in_flight_area = self._slot_area = self._used_area = 0.0
         self._ready_slots = 0
@@ -154,14 +150,17 @@ class _World:
         request = self._pending
         if request is None:
             return
-        self._requests += 1
+        self._tally.requests += 1
         output = max(1, request.output_tokens)
         job = SimulatedJob(
-            self._requests, self._now, request.prompt_tokens, output, remaining=output
+            self._tally.requests, self._now, request.prompt_tokens, output, remaining=output
         )
+        if request.deadline_s is not None:
+            job.void_at = self._now + request.deadline_s
+            self._tally.batch.requests += 1
         limit = self._scenario.queue_limit
         if limit and len(self._queue) >= limit:
-            self._refused += 1
+            self._tally.refused += 1
             return
         self._queue.append(job)
         if self._learner is not None:
@@ -183,9 +182,10 @@ class _World:
             predictor.engine.advance(self._now)
             if job.started is None:
                 job.started = self._now
-                self._wait.add(self._now - job.arrived)
+                if job.void_at is None:
+                    self._tally.wait.add(self._now - job.arrived)
             job.attempts += 1
-            self._running += 1
+            self._count_running(job, 1)
             predictor.engine.take(job, self._now)
             self._plan(predictor)
 
@@ -204,22 +204,20 @@ class _World:
         after = self._scenario.fallback_after_s
         if after is None:
             return
-        while self._queue and self._now - self._queue[0].arrived >= after:
-            job = self._queue.popleft()
-            self._stood_in = self._stood_in.plus(job.prompt_tokens, job.output_tokens)
+        for job in self._queue.popped_while_older(self._now, after):
+            self._tally.stood_in = self._tally.stood_in.plus(job.prompt_tokens, job.output_tokens)
             if job.started is None:
-                self._wait.add(after)
-            self._recent.add(after, self._now)
+                self._tally.wait.add(after)
+            self._tally.recent.add(after, self._now)
 
     def _drop_expired(self) -> None:
         self._hand_to_another()
         timeout = self._scenario.timeout_s
         if timeout is None:
             return
-        while self._queue and self._now - self._queue[0].arrived > timeout:
-            self._queue.popleft()
-            self._timed_out += 1
-            self._recent.add(timeout, self._now)
+        for _ in self._queue.popped_while_older(self._now, timeout):
+            self._tally.timed_out += 1
+            self._tally.recent.add(timeout, self._now)
 
     def _progress(self, predictor: SimulatedPredictor) -> None:
         predictor.engine.advance(self._now)
@@ -233,20 +231,14 @@ class _World:
         if ended:
             self._dispatch()
 
+    def _count_running(self, job: SimulatedJob, by: int) -> None:
+        self._running += by
+        self._running_batch += by if job.void_at is not None else 0
+
     def _finish(self, job: SimulatedJob) -> None:
-        self._running -= 1
-        total = self._now - job.arrived
-        self._recent.add(total, self._now)
-        timeout = self._scenario.timeout_s
-        if timeout is not None and total > timeout:
-            self._timed_out += 1
-            return
-        self._served += 1
-        self._tokens += job.output_tokens
-        self._total.add(total)
-        if job.first_token is not None:
-            self._first.add(job.first_token - job.arrived)
-        if self._learner is not None:
+        self._count_running(job, -1)
+        is_kept = self._tally.count_end(job, self._now, self._scenario.timeout_s)
+        if is_kept and self._learner is not None:
             self._learner.finished(job, self._now)
 
     def _plan(self, predictor: SimulatedPredictor) -> None:
@@ -280,8 +272,10 @@ class _World:
             ready=self._cluster.count(PodPhase.READY),
             in_flight_average=average,
             slot_share=share,
-            p95_s=self._recent.quantile(0.95, self._now),
-            queue=self._queue,
+            p95_s=self._tally.recent.quantile(0.95, self._now),
+            queue=self._queue.interactive,
+            batch=self._queue.batch,
+            running_batch=self._running_batch,
         )
 
     def _set_scale(self, wanted: int, *, is_ready: bool = False) -> None:
@@ -324,9 +318,10 @@ class _World:
     def _hand_over(self, predictor: SimulatedPredictor) -> None:
         predictor.engine.advance(self._now)
         jobs = predictor.engine.hand_over(does_resume=self._scenario.does_resume)
-        self._running -= len(jobs)
+        for job in jobs:
+            self._count_running(job, -1)
         self._handed_over += len(jobs)
-        self._queue.extendleft(reversed(jobs))
+        self._queue.put_back(jobs)
         self._end(predictor)
         self._dispatch()
 
@@ -360,29 +355,31 @@ class _World:
             self._cluster.count(PodPhase.READY),
             len(self._queue),
             self._running,
-            self._recent.quantile(0.95, self._now) or 0.0,
+            self._tally.recent.quantile(0.95, self._now) or 0.0,
             100 * share,
-            (self._requests - self._arrivals_before) / passed if passed > 0 else 0.0,
+            (self._tally.requests - self._arrivals_before) / passed if passed > 0 else 0.0,
         )
         self._series_since = self._now
-        self._arrivals_before = self._requests
+        self._arrivals_before = self._tally.requests
 
     def _push(self, at: float, kind: _Kind, subject: object, version: int = 0) -> None:
         self._count += 1
         heapq.heappush(self._events, (at, self._count, int(kind), subject, version))
 
     def _outcome(self, end: float) -> RunOutcome:
+        tally = self._tally
+        tally.batch.late += len(self._queue.batch) + self._running_batch
         return RunOutcome(
-            requests=self._requests,
-            served=self._served,
-            timed_out=self._timed_out,
-            refused=self._refused,
+            requests=tally.requests,
+            served=tally.served,
+            timed_out=tally.timed_out,
+            refused=tally.refused,
             unserved=len(self._queue) + self._running,
-            output_tokens=self._tokens,
-            stood_in=self._stood_in,
-            wait=self._wait,
-            first_token=self._first,
-            total=self._total,
+            output_tokens=tally.output_tokens,
+            stood_in=tally.stood_in,
+            wait=tally.wait,
+            first_token=tally.first_token,
+            total=tally.total,
             gpu=self._cluster.gpu_seconds(end),
             cold_starts=self._cluster.launches - self._scenario.initial_replicas,
             node_launches=self._cluster.node_launches,
@@ -390,4 +387,5 @@ class _World:
             most_replicas=self._most,
             end_s=end,
             series=self._series,
+            batch=tally.batch,
         )
