@@ -36,15 +36,17 @@ _READY_PHASE: Final = "ready"
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """What is known of an event: its arrival, its prompt's length, its deadline."""
+    """What is known of an event: its arrival, its prompt's length, its deadline, its lane."""
 
     came_s: float
     prompt_tokens: int
     void_s: float
+    is_batch: bool
 
     def waiting(self, now_s: float) -> WaitingJob:
         """The job as one that waits, at `now_s`."""
-        return WaitingJob(self.prompt_tokens, max(0.0, now_s - self.came_s), self.void_s - now_s)
+        wait_s = max(0.0, now_s - self.came_s)
+        return WaitingJob(self.prompt_tokens, wait_s, self.void_s - now_s, self.is_batch)
 
 
 class QueueSource:
@@ -65,9 +67,9 @@ class QueueSource:
         async with failures_named():
             depth = await self._view.size(queue)
             known, before = self._known.setdefault(queue, {}), self._reported.get(queue, set())
-            present = await self._members(queue)
+            ready, held = await self._members(queue)
             # One that moved back into a page that was read before is still there.
-            present |= await self._still_there(queue, known.keys() - present)
+            present = ready | held | await self._still_there(queue, known.keys() - ready - held)
             await self._learn(queue, known, present)
             gone = {name: known[name] for name in known.keys() - present}
             finished = await self._finished({n: job for n, job in gone.items() if n in before})
@@ -75,21 +77,27 @@ class QueueSource:
         for name in gone:
             del known[name]
         self._reported[queue] = set(known)
-        # The queue does not say which jobs run; the oldest are taken to.
-        waiting = sorted(known.values(), key=lambda job: job.came_s)
-        waiting = waiting[-count:] if (count := depth.total_waiting + depth.retrying) else []
+        claimed = sorted((known[n] for n in held & known.keys()), key=lambda job: job.came_s)
+        # A claimed event that is to be delivered again waits; which ones the queue does not say.
+        again = claimed[: depth.retrying]
+        waiting = sorted(
+            [*(job for name, job in known.items() if name not in held), *again],
+            key=lambda job: job.came_s,
+        )
+        new = [job for name, job in known.items() if name not in before]
         return QueueSnapshot(
             waiting=tuple(job.waiting(now_s) for job in waiting),
             running=max(0, depth.pending - depth.retrying),
             ready=sum(replica.phase == _READY_PHASE for replica in replicas),
             existing=len(replicas),
-            arrived=tuple(job.prompt_tokens for name, job in known.items() if name not in before),
+            arrived=tuple(job.prompt_tokens for job in new if not job.is_batch),
             finished=tuple(finished),
+            arrived_batch=tuple(job.prompt_tokens for job in new if job.is_batch),
         )
 
-    async def _members(self, queue: str) -> set[bytes]:
-        """The events that wait, then those that were claimed: one that is claimed meanwhile is seen there. Pages are
-        read from the end, since events leave at the beginning.
+    async def _members(self, queue: str) -> tuple[set[bytes], set[bytes]]:
+        """The events that wait, then those that were claimed: one that is claimed meanwhile is in both. Pages are read
+        from the end, since events leave at the beginning.
         """
         found: set[bytes] = set()
         for lane in Lane:
@@ -98,7 +106,7 @@ class QueueSource:
                 found.update(page)
                 last -= _PAGE
         held: dict[bytes, bytes] = await self._redis.hgetall(keys.queue(queue, "held"))
-        return found.union(held.values())
+        return found, set(held.values())
 
     async def _still_there(self, queue: str, names: Collection[bytes]) -> set[bytes]:
         found: set[bytes] = set()
@@ -180,7 +188,8 @@ def _known(stamped: bytes) -> _Known:
     stamp, record = stamped.split(b" ", 1)
     event = from_record(record)
     tokens = max(1, len(event.data) // _BYTES_PER_TOKEN)
-    return _Known(int(stamp) / 1000, tokens, _void_s(event.extensions.get("expirytime", "")))
+    void_s = _void_s(event.extensions.get("expirytime", ""))
+    return _Known(int(stamp) / 1000, tokens, void_s, event.extensions.get("priority") == Lane.BATCH)
 
 
 def _void_s(expirytime: str) -> float:

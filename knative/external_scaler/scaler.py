@@ -26,19 +26,22 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class WaitingJob:
-    """A waiting job; `deadline_s` is the time left until its deadline (infinite without one)."""
+    """A waiting job; `deadline_s` is the time left until its deadline (infinite without one). `is_batch`: it is in the
+    batch lane.
+    """
 
     prompt_tokens: int
     wait_s: float
     deadline_s: float = math.inf
+    is_batch: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class QueueSnapshot:
     """A queue at one moment.
 
-    `arrived` are the prompt tokens of jobs that arrived since the last read, `waiting` all waiting jobs, oldest
-    first; `running` have a lease; `ready` and `existing` count predictors.
+    `arrived` are the prompt tokens of jobs that arrived since the last read, `arrived_batch` those of the batch lane;
+    `waiting` are all waiting jobs, oldest first; `running` have a lease; `ready` and `existing` count predictors.
     """
 
     waiting: tuple[WaitingJob, ...]
@@ -47,6 +50,7 @@ class QueueSnapshot:
     existing: int
     arrived: tuple[int, ...] = ()
     finished: tuple[Finished, ...] = ()
+    arrived_batch: tuple[int, ...] = ()
 
 
 class WorkSource(Protocol):
@@ -82,6 +86,7 @@ def read_metadata(metadata: Mapping[str, str], *, queue: str, model: str) -> Sca
             cold_start_s=reader.number("coldStartSeconds", 60, low=0, high=3600),
             p95_wait_s=reader.number("p95WaitSeconds", 60, low=0, high=86_400),
             late_share=reader.number("latePercent", 5, low=0, high=50) / 100,
+            batch_wait_s=reader.number("batchWaitSeconds", 0, low=0, high=604_800),
             longest_wait_s=reader.number("longestWaitSeconds", 900, low=0, high=86_400),
             min_replicas=reader.integer("minReplicas", 0, high=1000),
             max_replicas=reader.integer("maxReplicas", 100, low=1, high=1000),
@@ -105,9 +110,10 @@ class Scaler:
     def see(self, look: QueueSnapshot, now: float) -> int:
         """Learn from `look` and decide; KEDA gets this number until the next read."""
         spec = self.settings.spec
-        for prompt_tokens in look.arrived:
+        counted = look.arrived if spec.batch_wait_s else (*look.arrived, *look.arrived_batch)
+        for prompt_tokens in counted:
             self._state = work.arrived(spec, self._state, prompt_tokens, now)
-        is_idle = not look.waiting and not look.running
+        is_idle = not self._served_in_turn(look) and not look.running
         for done in look.finished:
             self._learn(done, now, is_last=is_idle)
         self._state, self.replicas = work.decide(spec, self._state, self._observation(look), now)
@@ -121,19 +127,30 @@ class Scaler:
             spec, self._state, done.prompt_tokens, output, now, is_last=is_last
         )
 
+    def _served_in_turn(self, look: QueueSnapshot) -> list[WaitingJob]:
+        """The waiting jobs that a replica is started for: batch jobs are among them unless they may wait longer."""
+        return [
+            job for job in look.waiting if not (self.settings.spec.batch_wait_s and job.is_batch)
+        ]
+
     def _observation(self, look: QueueSnapshot) -> Observation:
-        spec = self.settings.spec
+        spec, state = self.settings.spec, self._state
+        waiting = self._served_in_turn(look)
         work_s = sum(
-            spec.work_s(
-                job.prompt_tokens, work.expected_output(spec, self._state, job.prompt_tokens)
-            )
+            spec.work_s(job.prompt_tokens, work.expected_output(spec, state, job.prompt_tokens))
+            for job in waiting
+        )
+        batch = tuple(
+            work.batch_job(spec, state, job.prompt_tokens, job.wait_s, job.deadline_s)
             for job in look.waiting
+            if spec.batch_wait_s and job.is_batch
         )
         return Observation(
-            waits_s=tuple(job.wait_s for job in look.waiting),
+            waits_s=tuple(job.wait_s for job in waiting),
             queued_work_s=work_s,
             running=look.running,
             asked=look.existing,
             ready=look.ready,
-            deadline_s=min((job.deadline_s for job in look.waiting), default=math.inf),
+            deadline_s=min((job.deadline_s for job in waiting), default=math.inf),
+            batch=batch,
         )

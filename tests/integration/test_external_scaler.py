@@ -201,6 +201,39 @@ async def test_prompt_length_and_deadline_are_read_from_the_event(redis: Redis) 
     assert first.wait_s > second.wait_s >= 0
 
 
+async def test_jobs_of_the_batch_lane_are_told_apart_and_an_older_one_is_not_taken_to_run(
+    redis: Redis,
+) -> None:
+    # The oldest jobs were taken to be those that run, and then a held batch job stood in for one that ran.
+    queue = Queue(redis, "jobs", "test")
+    await queue.ensure()
+    batch = Event(
+        id="job-1", source="/test", type="t", data=b"x" * 400, extensions={"priority": "batch"}
+    )
+    plain = Event(id="job-2", source="/test", type="t", data=b"x" * 4000)
+    source = QueueSource(redis)
+    await queue.send([queue.put_call(plain, lane=Lane.INTERACTIVE, tenant="a")])
+    await queue.claim(1)
+    older = replace(plain, id="job-3")
+    await queue.send([queue.put_call(batch, lane=Lane.BATCH, tenant="a")])
+    await queue.send([queue.put_call(older, lane=Lane.INTERACTIVE, tenant="a")])
+
+    before = await source.look("jobs", "m")
+    claimed = [event.event.id for event in await queue.claim(2)]
+    await queue.send([queue.put_call(replace(batch, id="job-4"), lane=Lane.BATCH, tenant="a")])
+    after = await source.look("jobs", "m")
+
+    assert before.arrived == (1000, 1000)
+    assert before.arrived_batch == (100,)
+    assert sorted((job.prompt_tokens, job.is_batch) for job in before.waiting) == [
+        (100, True),
+        (1000, False),
+    ]
+    assert sorted(claimed) == ["job-1", "job-3"]
+    assert [(job.prompt_tokens, job.is_batch) for job in after.waiting] == [(100, True)]
+    assert (before.running, after.running) == (1, 3)
+
+
 async def test_a_deep_queue_is_answered_for(redis: Redis) -> None:
     # All records came in one command: 50,000 were UNAVAILABLE for as long as they waited.
     count = 50_000

@@ -4,8 +4,9 @@ Called by `candidate.py`, the Black-Friday scenario and tests. It makes no decis
 policy's real input, and calls the policy.
 """
 
+import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from knative.autoscaling.hpa import hpa
@@ -225,19 +226,22 @@ class WorkPolicy:
 
     def arrived(self, job: SimulatedJob, now: float) -> None:
         """Note the job's estimated work."""
+        if self._is_held(job):
+            return
         self._open += 1
         self._state = work.arrived(self._spec, self._state, job.prompt_tokens, now)
 
     def finished(self, job: SimulatedJob, now: float) -> None:
         """Learn its true length."""
-        self._open -= 1
+        is_held = self._is_held(job)
+        self._open -= not is_held
         self._state = work.finished(
             self._spec,
             self._state,
             job.prompt_tokens,
             job.output_tokens,
             now,
-            is_last=self._open == 0,
+            is_last=self._open == 0 and not is_held,
         )
 
     def step(self, view: PolicyView, now: float) -> int:
@@ -252,15 +256,33 @@ class WorkPolicy:
         return self.step(view, now)
 
     def _observation(self, view: PolicyView, now: float) -> work.Observation:
+        held = [job for job in view.batch if self._is_held(job)]
+        queue: Sequence[SimulatedJob] = view.queue
+        if len(held) < len(view.batch):
+            queue = sorted([*view.queue, *view.batch], key=lambda job: job.arrived)
         waiting = sum(
             self._spec.work_s(
                 job.prompt_tokens,
                 work.expected_output(self._spec, self._state, job.prompt_tokens),
             )
-            for job in view.queue
+            for job in queue
         )
-        waits = tuple(now - job.arrived for job in view.queue)
-        return work.Observation(waits, waiting, view.running, view.asked, view.ready)
+        waits = tuple(now - job.arrived for job in queue)
+        batch = tuple(
+            work.batch_job(
+                self._spec,
+                self._state,
+                job.prompt_tokens,
+                now - job.arrived,
+                math.inf if job.void_at is None else job.void_at - now,
+            )
+            for job in held
+        )
+        return work.Observation(waits, waiting, view.running, view.asked, view.ready, batch=batch)
+
+    def _is_held(self, job: SimulatedJob) -> bool:
+        """Whether it is a batch job that waits for room."""
+        return job.void_at is not None and self._spec.batch_wait_s > 0
 
 
 class WorkOverKeda(WorkPolicy):

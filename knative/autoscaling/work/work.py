@@ -2,13 +2,15 @@
 
 Called by the external scaler (`knative.external_scaler`) and the simulator. Must not know queues or pods.
 
-It uses four things that neither the KPA nor KEDA uses:
+It uses five things that neither the KPA nor KEDA uses:
 * **work instead of requests**: prompt tokens are known, answer lengths are learnt for each class of prompt lengths,
   so ten long jobs weigh more than ten short ones;
 * **slack**: a job may wait `p95_wait_s`, and a cold start takes `cold_start_s`; at zero a replica is started when
   the oldest job needs it, and all jobs that arrived meanwhile share the one cold start;
 * **an error budget**: a p95 objective lets five jobs in a hundred wait longer; the budget is spent on jobs for
   which alone a replica would be started (`error_budget.py`);
+* **classes**: with `batch_wait_s` jobs of the batch lane wait for room that others leave, or for their own deadline
+  (`batch.py`); they do not count in the wait objective;
 * **the price of a cold start**: how long the last replica stays idle is chosen from the gaps between jobs seen so
   far, for the lowest long-run cost per second (renewal reward), subject to the wait objective.
 """
@@ -16,7 +18,8 @@ It uses four things that neither the KPA nor KEDA uses:
 import math
 from dataclasses import dataclass, field, replace
 
-from knative.autoscaling.work import error_budget
+from knative.autoscaling.work import batch, error_budget
+from knative.autoscaling.work.batch import BatchJob
 from knative.autoscaling.work.error_budget import ErrorBudget, WaitObjective
 
 # Prompt lengths are classed by powers of two.
@@ -44,7 +47,8 @@ class WorkSpec:
     """The engine's speed and the objective; times in seconds.
 
     `decode_tokens_per_s` is the rate of the whole batch at `slots` answers. 95 of 100 jobs may wait `p95_wait_s`,
-    the others `longest_wait_s`. `margin_s` is subtracted from every slack, for polling delays.
+    the others `longest_wait_s`. `margin_s` is subtracted from every slack, for polling delays. A batch job may wait
+    `batch_wait_s`; 0: as long as any other.
     """
 
     prefill_tokens_per_s: float
@@ -59,6 +63,7 @@ class WorkSpec:
     first_guess_tokens: float = 200.0
     late_share: float = 0.05
     longest_wait_s: float = 900.0
+    batch_wait_s: float = 0.0
 
     def work_s(self, prompt_tokens: float, output_tokens: float) -> float:
         """The GPU-seconds of one job in a full batch."""
@@ -109,7 +114,7 @@ class Observation:
     """The queue and the replicas at one moment.
 
     `waits_s` has the waiting jobs' waits, oldest first; `deadline_s` is how long the first job with a deadline can
-    still wait.
+    still wait. `batch` has the batch jobs that wait and are in neither.
     """
 
     waits_s: tuple[float, ...]
@@ -118,6 +123,7 @@ class Observation:
     asked: int
     ready: int
     deadline_s: float = _NEVER
+    batch: tuple[BatchJob, ...] = ()
 
     @property
     def queued(self) -> int:
@@ -136,8 +142,20 @@ def expected_output(spec: WorkSpec, state: WorkState, prompt_tokens: int) -> flo
     return sum(n * m for n, m in state.lengths) / total
 
 
+def batch_job(
+    spec: WorkSpec, state: WorkState, prompt_tokens: int, wait_s: float, deadline_s: float
+) -> BatchJob:
+    """A waiting batch job, whose answer must be complete in `deadline_s`: it starts early enough for an answer of twice
+    the expected length in a full batch.
+    """
+    output = expected_output(spec, state, prompt_tokens)
+    answer_s = output * spec.slots / spec.decode_tokens_per_s
+    left_s = min(spec.batch_wait_s - wait_s, deadline_s - 2 * answer_s)
+    return BatchJob(spec.work_s(prompt_tokens, output), left_s)
+
+
 def arrived(spec: WorkSpec, state: WorkState, prompt_tokens: int, now: float) -> WorkState:
-    """The state after a job arrived."""
+    """The state after a job arrived; one of the batch lane counts only where `batch_wait_s` is 0."""
     work = spec.work_s(prompt_tokens, expected_output(spec, state, prompt_tokens))
     state = _decayed(state, now)
     state = replace(
@@ -181,15 +199,19 @@ def decide(
     state = _decayed(state, now)
     budget = error_budget.debited(spec.objective, state.budget, seen.waits_s, now)
     is_seen = seen.asked > 0
-    if not is_seen and seen.queued:
+    if not is_seen and (seen.queued or seen.batch):
         seen = replace(seen, asked=state.woken)
     if seen.asked == 0:
         budget, must_start = error_budget.must_start(spec.objective, budget, seen.waits_s)
         wanted = _woken(spec, state, seen, now, must_start=must_start)
+        wanted = max(wanted, _for_batch(spec, state, seen))
         state = replace(state, less_since=None)
     else:
         wanted = max(
-            _for_queue(spec, state, seen, now), _for_rate(spec, state), _for_running(spec, seen)
+            _for_queue(spec, state, seen, now),
+            _for_rate(spec, state),
+            _for_running(spec, seen),
+            _for_batch(spec, state, seen),
         )
         state, wanted = _held(spec, state, seen, wanted, linger, now)
     wanted = min(max(wanted, spec.min_replicas), spec.max_replicas)
@@ -303,6 +325,16 @@ def _for_rate(spec: WorkSpec, state: WorkState) -> int:
     if state.work_rate < _DEFERRABLE:
         return 0
     return math.ceil(state.work_rate / spec.max_utilisation)
+
+
+def _for_batch(spec: WorkSpec, state: WorkState, seen: Observation) -> int:
+    """The replicas that start every batch job in time, besides the work that keeps arriving."""
+    if not seen.batch:
+        return 0
+    spare = max(0.0, seen.asked * spec.max_utilisation - state.work_rate)
+    return seen.asked + batch.more_replicas(
+        seen.batch, spare=spare, lead_s=spec.lead_s, max_utilisation=spec.max_utilisation
+    )
 
 
 def _for_running(spec: WorkSpec, seen: Observation) -> int:
