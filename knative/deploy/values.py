@@ -32,6 +32,7 @@ from eventing.job.pipelines.audit import check_critics, parse_audit_rules
 from eventing.job.pipelines.document import check_served, parse_pipelines
 from eventing.job.pipelines.fallback import check_fallbacks, parse_fallbacks
 from eventing.job.plan import Pipelines, tiers_of
+from eventing.job.tools.server import ToolConfig, parse_tools
 from eventing.process.egress import AllowList, check_url
 from eventing.process.once_loader import OnceLoader
 from eventing.process.setting import HttpUrl
@@ -236,11 +237,27 @@ class Values(_Section):
     pipelines: dict[str, Any] = Field(
         default_factory=dict
     )  # as `pipelines.yaml`: docs/pipelines.md
+    tools: dict[str, Any] = Field(default_factory=dict)  # as `tools.yaml`: docs/tools.md
 
     @property
     def plans(self) -> Pipelines:
         """The plan of each model that has one."""
         return parse_pipelines(self.pipelines)
+
+    @property
+    def tool_config(self) -> ToolConfig:
+        """The servers of tools."""
+        return parse_tools(self.tools)
+
+    @model_validator(mode="after")
+    def _tools_have_steps(self) -> Self:
+        try:
+            has_tools = bool(self.tool_config.queues)
+        except BadRequest as error:
+            raise ValueError(error.message) from error
+        if has_tools and not self.steps.max_replicas:
+            raise ValueError("tools need steps: set steps.max_replicas")
+        return self
 
     @model_validator(mode="after")
     def _pipelines_are_of_models(self) -> Self:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from knative.deploy import provider
+from knative.deploy import provider, tools
 from knative.deploy.emit import Resource, because, document
 from knative.deploy.render import parts, steps
 from knative.deploy.render.tree import HEADER, finished
@@ -24,6 +24,7 @@ _TRIGGERS: Final = "/etc/torpor/triggers/triggers.yaml"
 _FILES: Final = {
     _TRIGGERS: "triggers",
     steps.FILE: "pipelines",
+    tools.FILE: "tools",
 }  # a mounted file to its config here
 _HARDENED: Final[Resource] = {
     "restart": "unless-stopped",
@@ -57,6 +58,8 @@ def _project(values: Values) -> Resource:
     if values.steps.max_replicas:
         services["steps"] = _steps(objects, settings, values)
         configs["pipelines"] = {"content": _config(objects, steps.PIPELINES)["pipelines.yaml"]}
+        if values.tool_config.queues:
+            configs["tools"] = {"content": _config(objects, tools.CONFIG)["tools.yaml"]}
     return {
         "name": "torpor",
         "services": services,
@@ -91,17 +94,29 @@ def _api(objects: Sequence[Resource], settings: Mapping[str, str], values: Value
         "TORPOR_KEYS_SOURCE": because("redis", "docker compose exec api torpor keys create NAME"),
         "TORPOR_PUBLIC_URL": "http://127.0.0.1:8000",
     }
-    more = {"ports": ["127.0.0.1:8000:8000"], "volumes": ["files:/var/lib/torpor"]}
+    volumes = ["files:/var/lib/torpor", *_seal(values)]
+    more = {"ports": ["127.0.0.1:8000:8000"], "volumes": volumes}
     return service | more | _known_as(parts.API, values)
 
 
 def _steps(objects: Sequence[Resource], settings: Mapping[str, str], values: Values) -> Resource:
     service = _service(_box(objects, "Deployment", parts.STEPS), settings)
+    volumes: list[Any] = ["files:/var/lib/torpor"]
+    if values.tool_config.queues:
+        keys = f"./secrets/tool-credentials:{tools.CREDENTIALS_FOLDER}:ro"
+        volumes.append(because(keys, "A file a credential that the tools name."))
     shared = {
-        "volumes": ["files:/var/lib/torpor"],
+        "volumes": [*volumes, *_seal(values)],
         "depends_on": ["redis", because("api", "Its image has the folder's owner.")],
     }
     return service | shared | _known_as(parts.STEPS, values)
+
+
+def _seal(values: Values) -> list[Any]:
+    """The key by which what a request brings for its tool servers is sealed, for those who seal and open it."""
+    if not values.tool_config.url_tenants:
+        return []
+    return [because(f"./secrets/tool-seal:{tools.SEAL_FOLDER}:ro", "A file `key`.")]
 
 
 def _known_as(name: str, values: Values) -> Resource:

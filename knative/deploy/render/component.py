@@ -92,7 +92,7 @@ def _steps_queue(values: Values, times: Timeouts) -> Parts:
     contents = {
         "steps": [
             parts.service_account(parts.STEPS, "steps", values),
-            steps.pipelines_file(values),
+            *steps.files(values),
             steps.deployment(values),
             parts.service(parts.STEPS, "steps", values, http=parts.STEPS_PORT),
             steps.scaled_object(values, times),
@@ -100,7 +100,8 @@ def _steps_queue(values: Values, times: Timeouts) -> Parts:
         "network-policies": network.policies("steps-queue", values),
     }
     readers = [
-        patch("Deployment", name, steps.pipelines_patch()) for name in (parts.API, parts.BROKER)
+        patch("Deployment", name, steps.files_patch(values, seals=name == parts.API))
+        for name in (parts.API, parts.BROKER)
     ]
     return contents, readers
 
@@ -109,13 +110,13 @@ def _steps_knative(values: Values, times: Timeouts) -> Parts:
     contents = {
         "steps": [
             parts.service_account(parts.STEPS, "steps", values),
-            steps.pipelines_file(values),
+            *steps.files(values),
             steps.knative_service(values),
         ],
         "triggers": steps.knative_triggers(values, times),
         "network-policies": network.policies("steps-knative", values),
     }
-    return contents, [patch("Deployment", parts.API, steps.pipelines_patch())]
+    return contents, [patch("Deployment", parts.API, steps.files_patch(values, seals=True))]
 
 
 def _rabbitmq(values: Values, times: Timeouts) -> Parts:

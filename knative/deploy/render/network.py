@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from knative.deploy import provider
+from knative.deploy import provider, tools
 from knative.deploy.emit import Resource
 from knative.deploy.render import parts
 from knative.deploy.values import Values
@@ -89,6 +89,8 @@ NOT_PUBLIC = (
 # http, h2c, and https with Knative's `system-internal-tls`; then admin and metrics.
 KNATIVE_HTTP = (8012, 8013, 8112)
 QUEUE_PROXY = (8012, 8013, 8022, 8112, 9090)
+
+_STEPS = ("steps-queue", "steps-knative")
 
 _STORE = (6379, 26379)  # the server, and where it has replicas its sentinel
 
@@ -195,9 +197,11 @@ def policies(part: str, values: Values) -> list[Resource]:
     """Give one part's policies: for each of our pods what this part lets in and out."""
     flows = [_open(flow, values) for flow in FLOWS if flow.part == part]
     found = [_policy(part, party, flows, values) for party in Peer if party in OURS]
+    (public,) = _peers(Peer.INTERNET)
+    if part in _STEPS:
+        found += tools.policy(part, values, public)
     if part != "base":
         return [policy for policy in found if policy]
-    (public,) = _peers(Peer.INTERNET)
     return [*_shut(values), *filter(None, found), *provider.policies(values, public)]
 
 

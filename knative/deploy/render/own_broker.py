@@ -5,6 +5,8 @@ Called by `component`. Sources: docs/facts.md 3.1, 3.2; the three traps of the d
 
 from __future__ import annotations
 
+from eventing.cloudevent.tool_event import CALLED
+from knative.deploy import tools
 from knative.deploy.emit import Patch, Resource, because
 from knative.deploy.render import parts
 from knative.deploy.render.events import delivery, trigger
@@ -70,7 +72,8 @@ def relay_triggers(values: Values, times: Timeouts) -> list[Resource]:
     """
     wanted: Resource = {"filter": {"attributes": {"type": parts.REQUESTED}}}
     if values.steps.max_replicas:
-        types = (parts.REQUESTED, parts.PLANNED, parts.PREPARED)
+        types = [parts.REQUESTED, parts.PLANNED, parts.PREPARED]
+        types += [CALLED] if tools.queues(values) else []
         wanted = {"filters": [{"any": [{"exact": {"type": each}} for each in types]}]}
     given_up = {
         **wanted,

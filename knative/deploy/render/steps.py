@@ -14,6 +14,7 @@ from eventing.job.plan import STEP_ORDER
 from eventing.redis import keys
 from eventing.store.vector_store.note import WORK_TYPES
 from eventing.store.vector_store.query import RETRIEVE_STEP, SEARCH_STEP
+from knative.deploy import tools
 from knative.deploy.emit import Patch, Resource, because
 from knative.deploy.render import own_broker, parts, scaling
 from knative.deploy.render.api import FILES, FILES_CLAIM
@@ -35,7 +36,8 @@ def names(values: Values) -> list[str]:
     if not values.steps.max_replicas:
         return []
     planned = [step.name for plan in values.plans.values() for step in plan.steps]
-    known = dict.fromkeys([SEARCH_STEP, RETRIEVE_STEP, *inline_names(values.plans), *planned])
+    asked = (SEARCH_STEP, RETRIEVE_STEP, *inline_names(values.plans), *tools.steps(values))
+    known = dict.fromkeys([*asked, *planned])
     order = {name: place for place, name in enumerate(STEP_ORDER)}
     return sorted(known, key=lambda name: order.get(name, len(order)))
 
@@ -45,7 +47,12 @@ def queues(values: Values) -> list[str]:
     if not values.steps.max_replicas:
         return []
     own = [f"step-{name}" for name in names(values)]
-    return [*own, *(f"plans-{model}" for model in values.plans), VECTOR_STORES]
+    return [
+        *own,
+        *(f"plans-{model}" for model in values.plans),
+        VECTOR_STORES,
+        *tools.queues(values),
+    ]
 
 
 def _wanted(values: Values) -> dict[str, list[dict[str, str]]]:
@@ -53,12 +60,15 @@ def _wanted(values: Values) -> dict[str, list[dict[str, str]]]:
     found = {f"step-{name}": [{"type": parts.PLANNED, "step": name}] for name in names(values)}
     for model in values.plans:
         found[f"plans-{model}"] = [{"type": parts.REQUESTED, "model": model}]
-    return {**found, VECTOR_STORES: [{"type": each} for each in WORK_TYPES]}
+    calls = {name: [attributes] for name, attributes in tools.queues(values).items()}
+    return {**found, VECTOR_STORES: [{"type": each} for each in WORK_TYPES], **calls}
 
 
 def _delivery(values: Values, name: str) -> Resource:
     """Give a delivery spec: few tries, as input that kills the process kills it in each, over a long time."""
     seconds = _INDEXING_S if name == VECTOR_STORES else values.steps.timeout_seconds
+    if name in tools.queues(values):
+        seconds = tools.timeout_s(values, name)
     return {
         "retry": values.steps.retries,
         "backoffPolicy": because(
@@ -67,6 +77,11 @@ def _delivery(values: Values, name: str) -> Resource:
         "backoffDelay": "PT1S",
         "timeout": f"PT{seconds}S",
     }
+
+
+def _parallelism(values: Values, name: str) -> str:
+    is_tool = name in tools.queues(values)
+    return str(tools.parallelism(values, name) if is_tool else values.steps.concurrency)
 
 
 def own_triggers(values: Values) -> list[Resource]:
@@ -85,7 +100,7 @@ def own_triggers(values: Values) -> list[Resource]:
                 "subscriber": {"uri": url},
                 "delivery": _delivery(values, name),
             },
-            {own_broker.OWN_PARALLELISM: str(values.steps.concurrency)},
+            {own_broker.OWN_PARALLELISM: _parallelism(values, name)},
         )
         for name, wanted in _wanted(values).items()
     ]
@@ -104,7 +119,7 @@ def knative_triggers(values: Values, _: Timeouts) -> list[Resource]:
                 "delivery": {**_delivery(values, name), "deadLetterSink": sink},
             }
             notes = {
-                PARALLELISM: str(values.steps.concurrency),
+                PARALLELISM: _parallelism(values, name),
                 "kafka.eventing.knative.dev/delivery.order": "unordered",
             }
             own = f"{name}-{number}" if len(wanted) > 1 else name
@@ -118,8 +133,18 @@ def pipelines_file(values: Values) -> Resource:
     return parts.config_map(PIPELINES, "steps", values, {"pipelines.yaml": text})
 
 
-def pipelines_patch() -> Patch:
-    """Give a process that takes jobs in the plans of its models."""
+def files(values: Values) -> list[Resource]:
+    """Give the files that say what steps do."""
+    found = [pipelines_file(values)]
+    return [*found, tools.config_map(values)] if values.tool_config.queues else found
+
+
+def files_patch(values: Values, *, seals: bool) -> Patch:
+    """Give a process that takes jobs these files; one that `seals` what a request brings gets the key for that."""
+    return [*_pipelines_patch(), *tools.patch(values, seals=seals)]
+
+
+def _pipelines_patch() -> Patch:
     box = "/spec/template/spec/containers/0"
     return [
         {"op": "add", "path": f"{box}/env/-", "value": _file_env()},
@@ -176,7 +201,7 @@ def _api_url(values: Values) -> str:
 
 
 def _pod(values: Values, box: Resource) -> Resource:
-    return {
+    pod: Resource = {
         "serviceAccountName": parts.STEPS,
         "automountServiceAccountToken": False,
         "enableServiceLinks": parts.NO_SERVICE_LINKS,
@@ -187,6 +212,8 @@ def _pod(values: Values, box: Resource) -> Resource:
             _file_volume(),
         ],
     }
+    tools.into_pod(box, pod, values)
+    return pod
 
 
 def deployment(values: Values) -> Resource:
@@ -276,7 +303,8 @@ def knative_service(values: Values) -> Resource:
     metadata["labels"]["networking.knative.dev/visibility"] = because(
         "cluster-local", "Its caller is the event mesh."
     )
-    seconds = max(values.steps.timeout_seconds, _INDEXING_S)
+    calls = [tools.timeout_s(values, name) for name in tools.queues(values)]
+    seconds = max(values.steps.timeout_seconds, _INDEXING_S, *calls)
     return {
         "apiVersion": "serving.knative.dev/v1",
         "kind": "Service",
@@ -287,7 +315,9 @@ def knative_service(values: Values) -> Resource:
                 "spec": {
                     **_pod(values, box),
                     "containerConcurrency": values.steps.concurrency,
-                    "timeoutSeconds": because(seconds, "The longest delivery: indexing a file."),
+                    "timeoutSeconds": because(
+                        seconds, "The longest delivery: indexing a file, or a call of a tool."
+                    ),
                     "responseStartTimeoutSeconds": seconds,
                 },
             }

@@ -14,7 +14,7 @@ from knative.deploy.emit import Resource
 
 register = Register()
 _SECRET_NAME = re.compile(r"(PASSWORD|SECRET|TOKEN|API_KEY|PRIVATE|CREDENTIAL)", re.IGNORECASE)
-_FILE_NAME = re.compile(r"(_FILE|_PATH|_NAME|_URL|_TOKENS)$", re.IGNORECASE)
+_FILE_NAME = re.compile(r"(_FILE|_DIR|_PATH|_NAME|_URL|_TOKENS)$", re.IGNORECASE)
 _PASSWORD_IN_URL = re.compile(r"\w+://[^/@\s]*:[^/@\s]+@")
 
 

@@ -1,4 +1,6 @@
-"""Rules of the steps before the predictor: that each has a queue, fits the deadline, and lets nothing through."""
+"""Rules of the steps before the predictor, and of the tools that they call: that each has a queue, fits the deadline,
+and lets nothing through.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 import yaml
+from yarl import URL
 
+from eventing.cloudevent.tool_event import CALLED
 from eventing.errors import BadRequest
 from eventing.job.cache import parse_cache_rules
 from eventing.job.pipelines.audit import (
@@ -18,6 +22,9 @@ from eventing.job.pipelines.audit import (
 from eventing.job.pipelines.document import parse_pipelines
 from eventing.job.pipelines.fallback import Fallbacks, parse_fallbacks
 from eventing.job.plan import Pipelines
+from eventing.job.tools.server import NO_TOOLS, ToolConfig, parse_tools
+from eventing.process.address import is_inside
+from knative.deploy import tools
 from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault
 from knative.deploy.doctor.view import DeliverySpec, ResourceView, dig, number
 from knative.deploy.emit import Resource
@@ -26,6 +33,7 @@ from knative.deploy.render import parts
 register = Register()
 PIPELINES = "torpor-pipelines"
 _FILE = "data.pipelines.yaml"
+_TOOLS_FILE = "data.tools.yaml"
 _Entry = TypeVar("_Entry")
 
 
@@ -54,13 +62,18 @@ def _document(view: ResourceView) -> object:
 
 def _step_triggers(view: ResourceView) -> dict[str, Resource]:
     """The triggers of steps, by the step that they take."""
+    return _taken(view, parts.PLANNED, "step")
+
+
+def _taken(view: ResourceView, type_: str, attribute: str) -> dict[str, Resource]:
+    """The triggers of one type of event, by the value of an attribute that each takes."""
     found = {}
     for trigger in view.all_triggers:
         wanted = dict(dig(trigger, "spec.filter.attributes") or {})
         for listed in dig(trigger, "spec.filters") or []:
             wanted |= dict(listed.get("exact") or {})
-        if wanted.get("type") == parts.PLANNED and wanted.get("step"):
-            found[str(wanted["step"])] = trigger
+        if wanted.get("type") == type_ and wanted.get(attribute):
+            found[str(wanted[attribute])] = trigger
     return found
 
 
@@ -153,3 +166,72 @@ def steps_timeout(view: ResourceView) -> Iterator[Fault]:
         if file is not None and whole > view.job_s and not is_told:
             shown = f"{whole:.0f} s in all tries of its steps"
             yield fault(file, f"{_FILE}: {model}", shown, f"at most {view.job_s} s")
+
+
+@register.rule(
+    "tools-block",
+    Hop.DELIVERY,
+    why="A file of tools that api and steps refuse keeps them from starting; plain HTTP to a server outside the "
+    "cluster shows its key to everyone on the way.",
+    source="docs/tools.md",
+)
+def tools_block(view: ResourceView) -> Iterator[Fault]:
+    file = view.named("ConfigMap", tools.CONFIG, "v1")
+    if file is None:
+        return
+    try:
+        config = parse_tools(_tools_document(view))
+    except BadRequest as error:
+        yield fault(file, _TOOLS_FILE, error.field or "unreadable", error.message)
+    except yaml.YAMLError:
+        yield fault(file, _TOOLS_FILE, "not YAML", "servers by label")
+    else:
+        for label, server in config.servers.items():
+            url = URL(server.url)
+            if url.scheme == "http" and not is_inside(url.host or ""):
+                where = f"{_TOOLS_FILE}: servers.{label}.url"
+                yield fault(file, where, server.url, "https, or a host inside the cluster")
+
+
+@register.rule(
+    "tools-trigger",
+    Hop.DELIVERY,
+    why="A call that no trigger takes can not be queued: its job waits until its deadline.",
+    source="docs/tools.md",
+)
+def tools_trigger(view: ResourceView) -> Iterator[Fault]:
+    file = view.named("ConfigMap", tools.CONFIG, "v1")
+    if file is None:
+        return
+    taken = _taken(view, CALLED, "toolserver")
+    for label in _tool_config(view).queues:
+        if label not in taken:
+            yield fault(file, f"{_TOOLS_FILE}: servers", label, "a server that a Trigger takes")
+
+
+@register.rule(
+    "tools-timeout",
+    Hop.DELIVERY,
+    why="A delivery that ends before its call leaves the call in doubt: one that must not be sent twice then waits "
+    "for a person.",
+    source="docs/tools.md",
+)
+def tools_timeout(view: ResourceView) -> Iterator[Fault]:
+    taken, queues = _taken(view, CALLED, "toolserver"), _tool_config(view).queues
+    for label, trigger in taken.items():
+        delivery, longest_s = view.delivery(trigger), queues.get(label, 0) / 1000
+        if (delivery.timeout_s or 0) < longest_s:
+            shown = f"{delivery.timeout_s or 0:.0f} s"
+            yield fault(trigger, "spec.delivery.timeout", shown, f"more than {longest_s:.0f} s")
+
+
+def _tool_config(view: ResourceView) -> ToolConfig:
+    """The tools that can be read; a file that cannot be is a fault of `tools-block`."""
+    try:
+        return parse_tools(_tools_document(view))
+    except (BadRequest, yaml.YAMLError):
+        return NO_TOOLS
+
+
+def _tools_document(view: ResourceView) -> object:
+    return yaml.safe_load(str((view.config(tools.CONFIG) or {}).get("tools.yaml", "")))
