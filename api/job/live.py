@@ -301,7 +301,7 @@ def last_state(entries: Sequence[StreamEntry], *, is_validating: bool = False) -
         match entry.kind:
             case EntryKind.STATE:
                 return entry.state
-            case EntryKind.ATTEMPT | EntryKind.TOKENS:
+            case EntryKind.ATTEMPT | EntryKind.TOKENS | EntryKind.TURN | EntryKind.CALL:
                 return JobState.IN_PROGRESS
             case EntryKind.STEP:
                 return JobState.IN_PROGRESS if is_validating else JobState.QUEUED

@@ -12,7 +12,7 @@ from eventing.errors import TorporError
 from eventing.job.job import Job, JobState
 from eventing.job.store import EntryKind, StreamEntry
 
-_NUMBERED: Final = (EntryKind.ATTEMPT, EntryKind.TOKENS)
+_NUMBERED: Final = (EntryKind.ATTEMPT, EntryKind.TOKENS, EntryKind.TURN)
 
 
 class StreamFault(StrEnum):
@@ -47,12 +47,14 @@ class StreamPosition:
 
     def fault_of(self, entry: StreamEntry) -> StreamFault | None:
         """What is wrong with `entry` at this position, if anything."""
-        if entry.kind not in _NUMBERED or entry.is_restart or self.place is None:
+        if entry.kind not in _NUMBERED or self.place is None:
             return None
         index, attempt = self.place
+        if entry.is_restart:  # it voids the present turn, and nothing of those before
+            return StreamFault.GAP if entry.index > index else None
         if entry.index < index:
             return StreamFault.REWOUND
-        is_known = entry.kind is EntryKind.ATTEMPT or entry.attempt == attempt
+        is_known = entry.kind is not EntryKind.TOKENS or entry.attempt == attempt
         return None if is_known and entry.index == index else StreamFault.GAP
 
     def advance(self, entry: StreamEntry) -> None:

@@ -4,7 +4,7 @@ Called by `GET /v1/jobs/{id}/events`. The id of an event is the stream's cursor,
 Must not know how tokens are made.
 """
 
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import aclosing
 from typing import Any, Final
 
@@ -21,12 +21,14 @@ from eventing.errors import BadRequest, NotFound, Unavailable
 from eventing.job.answer_links import link_hosts
 from eventing.job.call.reasoning import entries_with_both_names
 from eventing.job.job import Job, JobState
-from eventing.job.store import EntryKind, StreamEntry
+from eventing.job.store import EntryKind, StreamEntry, calls_of
 from eventing.live.stream_multiplexer import ReaderCutOff, TokenCallback
 from eventing.store.archive import LARGE_BYTES
 
 END: Final = ".end"
 """Suffix of the last event's id; a reader that resumes there has received everything."""
+_CALL_CHARS: Final = 1_000
+"""Of arguments and of a result, in an event: a turn may have many calls, and an event is one line."""
 
 
 def parse_cursor(text: str) -> str:
@@ -160,6 +162,11 @@ def _ended_view(job: Job) -> JobView:
     return view
 
 
+def _start(call: Mapping[str, Any]) -> str:
+    """The start of a call's arguments: the whole came as tokens, and is in the job."""
+    return str(call.get("arguments") or "")[:_CALL_CHARS]
+
+
 def entry_event(entry: StreamEntry) -> tuple[str, Any, str]:
     """The event for an entry of the stream."""
     match entry.kind:
@@ -179,6 +186,18 @@ def entry_event(entry: StreamEntry) -> tuple[str, Any, str]:
             }
         case EntryKind.STEP:
             data = {"name": entry.step, "status": entry.step_status, "ms": entry.step_ms or None}
+        case EntryKind.TURN:
+            calls = [{**each, "arguments": _start(each)} for each in calls_of(entry)]
+            data = {"turn": entry.turn, "index": entry.index, "calls": calls}
+        case EntryKind.CALL:
+            data = {
+                "turn": entry.turn,
+                "call": entry.place,
+                "status": entry.call_state,
+                "send": entry.send or None,
+                "ms": entry.call_ms or None,
+                "output": entry.output[:_CALL_CHARS] or None,
+            }
         case EntryKind.STATE | EntryKind.OTHER:
             data = {"state": entry.state, "attempt": entry.attempt}
             if entry.phase:

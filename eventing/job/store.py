@@ -11,9 +11,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, Protocol
 
+import orjson
+
 from eventing.job.cache import CacheAsk, CacheUse
 from eventing.job.job import DEFAULT_TENANT, Job, JobError, JobId, JobRequest, JobState, Lane
 from eventing.job.plan import Hold, Plan, PlannedStep, StepStatus
+from eventing.job.tools.call import CallState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +194,8 @@ class EntryKind(StrEnum):
     TOKENS = "tokens"  #: tokens from `index` on
     STATE = "state"  #: the job changed state
     STEP = "step"  #: a step before the predictor has begun or ended
+    TURN = "turn"  #: an answer that asked for tools was committed; the next turn begins at `index`
+    CALL = "call"  #: a call of a turn changed its state
     ARCHIVED = "archived"  #: the entries before it are in the object store; no reader is given it
     OTHER = "other"  #: written by a newer version; ignored
 
@@ -216,6 +221,21 @@ class StreamEntry(NamedTuple):
     shown: int = (
         -1
     )  #: position up to which the text may be shown, where it is held back; -1 for none said
+    turn: int = 0  #: the turn, of a turn or a call
+    place: int = 0  #: the call's place in its turn
+    calls: str = (
+        ""  #: of a turn: its calls as JSON, each with `place`, `name`, `arguments`, `state`
+    )
+    call_state: CallState | None = None  #: of a call; None for one that a newer version knows
+    call_ms: int = 0  #: how long the newest send of an ended call took
+    send: int = 0  #: which send of the call
+    output: str = ""  #: of an ended call: the start of its result
+
+
+def calls_of(entry: StreamEntry) -> Sequence[Mapping[str, Any]]:
+    """The calls of a turn, in the order in which the model made them."""
+    calls: Sequence[Mapping[str, Any]] = orjson.loads(entry.calls or "[]")
+    return calls
 
 
 def cursor_order(cursor: str) -> tuple[int, int]:

@@ -60,7 +60,7 @@ class ShownEntries:
             self.cursor = entry.cursor
             return [entry]
         if entry.kind is EntryKind.ATTEMPT and entry.is_restart:
-            self._mark = 0  # what was held is void
+            self._mark = min(self._mark, entry.index)  # what was held from there on is void
         is_told, self._mark = entry.shown >= 0, max(self._mark, entry.shown)
         if entry.kind not in _HELD:
             self._is_open = self._is_open or (entry.kind is EntryKind.STATE and is_told)
@@ -91,7 +91,7 @@ class ShownEntries:
                 if cursor_order(entry.cursor) > end:
                     break
                 if entry.kind is EntryKind.ATTEMPT and entry.is_restart:
-                    found.clear()
+                    found = [each for each in found if each.index < entry.index]
                 if entry.kind in _HELD:
                     found.append(entry)
             after = entries[-1].cursor

@@ -9,6 +9,7 @@ from typing import Final
 from eventing.job.job import JobState
 from eventing.job.plan import StepStatus
 from eventing.job.store import EntryKind, StreamEntry
+from eventing.job.tools.call import CallState
 
 _TOKENS_LAYOUT: Final = [b"kind", b"attempt", b"index", b"ids", b"delta"]
 """The fields of a token entry in the order in which `append.lua` writes them."""
@@ -33,6 +34,7 @@ def parse_flat_entry(cursor: bytes, flat: Sequence[bytes]) -> StreamEntry:
 
 _KINDS: Final = frozenset(str(kind).encode() for kind in EntryKind)
 _STATES: Final = frozenset(str(state) for state in JobState)
+_CALL_STATES: Final = frozenset(str(state) for state in CallState)
 
 
 def parse_entry(cursor: bytes, fields: Mapping[bytes, bytes]) -> StreamEntry:
@@ -49,6 +51,8 @@ def parse_entry(cursor: bytes, fields: Mapping[bytes, bytes]) -> StreamEntry:
             delta=fields.get(b"delta", b"").decode(),
             shown=int(fields.get(b"shown", -1)),
         )
+    if kind in (b"turn", b"call"):
+        return _parse_tools(cursor, EntryKind(kind.decode()), attempt, fields)
     return StreamEntry(
         cursor=cursor.decode(),
         kind=EntryKind(kind.decode()) if kind in _KINDS else EntryKind.OTHER,
@@ -62,6 +66,27 @@ def parse_entry(cursor: bytes, fields: Mapping[bytes, bytes]) -> StreamEntry:
         step_ms=int(fields.get(b"ms", 0)),
         phase=fields.get(b"phase", b"").decode(),
         shown=int(fields.get(b"shown", -1)),
+    )
+
+
+def _parse_tools(
+    cursor: bytes, kind: EntryKind, attempt: int, fields: Mapping[bytes, bytes]
+) -> StreamEntry:
+    """An entry of a turn or of a call in it."""
+    state = fields.get(b"status", b"").decode()
+    return StreamEntry(
+        cursor=cursor.decode(),
+        kind=kind,
+        attempt=attempt,
+        index=int(fields.get(b"index", 0)),
+        at_ms=int(fields.get(b"at_ms", 0)),
+        turn=int(fields.get(b"turn", 0)),
+        place=int(fields.get(b"place", 0)),
+        calls=fields.get(b"calls", b"").decode(),
+        call_state=CallState(state) if state in _CALL_STATES else None,
+        call_ms=int(fields.get(b"ms", 0)),
+        send=int(fields.get(b"send", 0)),
+        output=fields.get(b"output", b"").decode(),
     )
 
 

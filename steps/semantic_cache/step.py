@@ -206,7 +206,7 @@ class SemanticCacheStep:
         batches: list[TokenBatch] = []
         for entry in await self._store.read_stream(source.id, limit=_MOST_TOKENS):
             if entry.kind is EntryKind.ATTEMPT and entry.is_restart:
-                batches.clear()
+                batches = [each for each in batches if each.index < entry.index]
             if entry.kind is EntryKind.TOKENS:
                 batches.append(
                     TokenBatch(index=entry.index, token_ids=entry.token_ids, delta=entry.delta)

@@ -9,6 +9,7 @@ from api.http.sse import frame
 from api.routes.stream import entry_event, parse_cursor, token_frame
 from eventing.errors import BadRequest
 from eventing.job.store import EntryKind, StreamEntry
+from eventing.job.tools.call import CallState
 from eventing.redis.stream_entry import parse_entry, parse_flat_entry
 
 numbers = st.integers(0, 10**9)
@@ -45,3 +46,18 @@ def test_an_entry_is_read_the_same_with_and_without_a_layout(fields: dict[bytes,
 def test_a_cursor_that_no_stream_gave_out_is_refused(text: str) -> None:
     with pytest.raises(BadRequest):
         parse_cursor(text)
+
+
+def test_a_turn_and_its_calls_are_events_with_arguments_and_results_cut_to_a_line() -> None:
+    calls = orjson.dumps([{"place": 0, "name": "web__fetch", "arguments": "a" * 5_000}]).decode()
+    turn = StreamEntry("5-0", EntryKind.TURN, 1, 9, turn=1, calls=calls)
+    state = CallState.RETURNED
+    call = StreamEntry("6-0", EntryKind.CALL, 0, turn=1, call_state=state, output="r" * 5_000)
+
+    name, data, cursor = entry_event(turn)
+    assert (name, cursor, data["turn"], data["index"]) == ("turn", "5-0", 1, 9)
+    assert data["calls"] == [{"place": 0, "name": "web__fetch", "arguments": "a" * 1_000}]
+
+    name, data, _ = entry_event(call)
+    assert (name, data["turn"], data["call"], data["status"]) == ("call", 1, 0, "returned")
+    assert data["output"] == "r" * 1_000

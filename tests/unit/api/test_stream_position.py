@@ -14,6 +14,10 @@ def attempt(number: int, index: int = 0, *, is_restart: bool = False) -> StreamE
     return StreamEntry("1-1", EntryKind.ATTEMPT, number, index, is_restart=is_restart)
 
 
+def turn(index: int) -> StreamEntry:
+    return StreamEntry("1-1", EntryKind.TURN, 0, index, turn=1)
+
+
 def behind(*entries: StreamEntry) -> StreamPosition:
     position = StreamPosition(is_start=True)
     assert position.accepts(entries)
@@ -31,6 +35,11 @@ def behind(*entries: StreamEntry) -> StreamPosition:
         (attempt(2, 5), StreamFault.GAP),
         (attempt(2, 1), StreamFault.REWOUND),
         (attempt(2, 0, is_restart=True), None),
+        (attempt(2, 3, is_restart=True), None),
+        (attempt(2, 4, is_restart=True), StreamFault.GAP),
+        (turn(3), None),
+        (turn(4), StreamFault.GAP),
+        (turn(2), StreamFault.REWOUND),
         (StreamEntry("1-1", EntryKind.STATE, 1), None),
     ],
 )
@@ -38,6 +47,13 @@ def test_entries_must_continue_at_the_last_token(
     entry: StreamEntry, fault: StreamFault | None
 ) -> None:
     assert behind(attempt(1), tokens(0, 2), tokens(2, 1)).fault_of(entry) is fault
+
+
+def test_a_restart_within_a_later_turn_keeps_the_turns_before() -> None:
+    position = behind(attempt(1), tokens(0, 3), turn(3), attempt(2, 3), tokens(3, 2, attempt=2))
+
+    assert position.accepts([attempt(3, 3, is_restart=True), tokens(3, 4, attempt=3)])
+    assert position.place == (7, 3)
 
 
 def test_a_reader_that_resumed_at_a_state_takes_the_next_entry_as_it_is() -> None:

@@ -15,7 +15,8 @@ from eventing.api_key import FileKeys, RedisKeys, mint
 from eventing.cloudevent.job_event import ending_of, result_event
 from eventing.errors import NewerRecord
 from eventing.job.job import AttemptRecord, Job, JobError, JobId, JobRequest, JobState, Lane
-from eventing.job.store import EntryKind
+from eventing.job.store import EntryKind, calls_of
+from eventing.job.tools.call import CallState
 from eventing.known_fields import VERSION, known_fields
 from eventing.redis.stream_entry import parse_flat_entry
 from eventing.store.file_store import FileCard, FileStore
@@ -72,6 +73,25 @@ def test_an_entry_of_a_token_stream(flat: list[bytes], kind: EntryKind) -> None:
     entry = parse_flat_entry(b"1-1", flat)
 
     assert (entry.kind, entry.state) == (kind, None)
+
+
+def test_an_entry_of_a_turn_and_of_a_call_in_it() -> None:
+    calls = b'[{"place":0,"name":"web__fetch"}]'
+    turn = [b"kind", b"turn", b"turn", b"2", b"attempt", b"3", b"index", b"40", b"calls", calls]
+    named = {b"kind": b"call", b"turn": b"2", b"place": b"1", b"status": b"returned", b"ms": b"9"}
+    call = [part for pair in named.items() for part in pair]
+
+    committed, returned = (parse_flat_entry(b"1-1", each) for each in (turn, call))
+
+    assert (committed.kind, committed.turn, committed.index) == (EntryKind.TURN, 2, 40)
+    assert calls_of(committed) == [{"place": 0, "name": "web__fetch"}]
+    assert (returned.place, returned.call_state, returned.call_ms) == (1, CallState.RETURNED, 9)
+
+
+def test_a_call_in_a_state_that_is_not_known_has_none() -> None:
+    entry = parse_flat_entry(b"1-1", [b"kind", b"call", b"turn", b"1", b"status", b"paused"])
+
+    assert (entry.kind, entry.call_state) == (EntryKind.CALL, None)
 
 
 def test_a_result_event() -> None:

@@ -140,6 +140,24 @@ async def test_what_was_held_of_an_earlier_start_is_void() -> None:
     assert [each.cursor for each in shown] == ["1-0", "3-0", "4-0", "5-0"]
 
 
+async def test_a_restart_at_an_index_voids_nothing_before_it() -> None:
+    made = entries(
+        attempt(),
+        tokens(0, 3),
+        StreamEntry("", EntryKind.TURN, 1, 3, turn=1),
+        attempt(3),
+        tokens(3, 2),
+        attempt(3, is_restart=True),
+        tokens(3, 1),
+        state(JobState.COMPLETED, shown=4),
+    )
+
+    shown, _ = await read(Stream(made, [1] * 9))
+
+    assert texts(shown) == ['["t0"]', '["t3"]']
+    assert [each.cursor for each in shown if each.delta] == ["2-0", "7-0"]
+
+
 async def test_a_mark_of_an_earlier_start_shows_nothing_of_the_next() -> None:
     made = entries(
         attempt(), tokens(0, 3, shown=3), attempt(is_restart=True), tokens(0, 2, shown=0)
