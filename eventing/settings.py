@@ -18,6 +18,7 @@ from eventing.job.pipelines.document import load_pipelines
 from eventing.job.pipelines.fallback import NO_FALLBACKS, Fallbacks, load_fallbacks
 from eventing.job.plan import NO_PIPELINES, Pipelines
 from eventing.job.store import LeaseSettings
+from eventing.job.tools.server import NO_TOOLS, ToolConfig, load_tools
 from eventing.process.setting import HttpUrl, Token, token_file
 from eventing.store.conversation.policy import STEP as MEMORY
 from eventing.store.conversation.policy import memory_policy
@@ -47,6 +48,8 @@ class StoreSettings(BaseSettings):
     (docs/pipelines.md).
     Api, broker and steps need the same.
     """
+    tools_file: Path | None = None
+    """YAML with the tool servers that jobs may call (docs/tools.md). Api, broker and steps need the same."""
 
     @cached_property
     def plans(self) -> Pipelines:
@@ -67,6 +70,21 @@ class StoreSettings(BaseSettings):
     def fallbacks(self) -> Fallbacks:
         """The models in that file that another stands in for; none without one."""
         return load_fallbacks(self.pipelines_file) if self.pipelines_file else NO_FALLBACKS
+
+    @cached_property
+    def tools(self) -> ToolConfig:
+        """The tool servers in that file; none without one."""
+        return load_tools(self.tools_file) if self.tools_file else NO_TOOLS
+
+    @field_validator("tools_file")
+    @classmethod
+    def _check_tools(cls, path: Path | None) -> Path | None:
+        if path is not None:
+            try:
+                load_tools(path)
+            except BadRequest as error:
+                raise ValueError(error.message) from error
+        return path
 
     @field_validator("pipelines_file")
     @classmethod

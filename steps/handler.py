@@ -14,6 +14,7 @@ from eventing.job.cache import CacheUse
 from eventing.job.job import CONTENT_FILTER, Job, JobError, JobRequest
 from eventing.job.passage import Passage
 from eventing.job.store import TokenBatch
+from eventing.job.tools.call import Turn
 
 Detail = Mapping[str, Any]
 """Small JSON that the caller is shown in `pipeline[].detail`: never a prompt, an answer or a secret of another."""
@@ -40,11 +41,13 @@ class StepCall:
 class Continue:
     """The job goes on to its next step; with another `request`, or with the same one for None. After the predictor
     the job goes on with another `result`, or with the same one for None; after the last step it ends with it.
+    `tool_list` is kept with the job (`eventing.job.tools.tool_list`).
     """
 
     request: JobRequest | None = None
     result: Mapping[str, Any] | None = None
     detail: Detail = field(default_factory=dict)
+    tool_list: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +107,24 @@ class Again:
     detail: Detail = field(default_factory=dict)
 
 
-StepOutcome = Continue | Answer | Skip | Refuse | Withhold | Again
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitTurn:
+    """The answer asks for tools: it is stored as a turn of the job, with its calls, in one script, and those that are
+    pending are queued. Of the step `tools` alone.
+    """
+
+    turn: Turn
+    detail: Detail = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueCalls:
+    """The answer was stored as a turn before: its pending calls are queued again. Of the step `tools` alone."""
+
+    detail: Detail = field(default_factory=dict)
+
+
+StepOutcome = Continue | Answer | Skip | Refuse | Withhold | Again | CommitTurn | QueueCalls
 
 
 class NotInstalled(TorporError):

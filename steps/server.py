@@ -46,7 +46,7 @@ from steps.check import missing
 from steps.embedding.embedder import open_embedder
 from steps.handler import Handler
 from steps.index.opening import open_index
-from steps.parts import Parts
+from steps.runner.parts import Parts
 from steps.runner.runner import Runner, RunnerDeps
 from steps.settings import StepsSettings
 from steps.table import EventHandler, event_handlers, handlers

@@ -30,13 +30,13 @@ from steps.grounding.step import Ground
 from steps.handler import Continue, Handler, StepCall, StepOutcome
 from steps.memory.memory import Memory
 from steps.memory.recall import Recall
-from steps.parts import Parts
 from steps.retrieval.events import VectorStoreEvents
 from steps.retrieval.ingest import IngestDeps, Ingester
 from steps.retrieval.search import SearchDeps, VectorSearch
 from steps.retrieval.steps import RetrieveStep, SearchStep
 from steps.retrieval.tokens import word_pieces
 from steps.route.step import route
+from steps.runner.parts import Parts
 from steps.semantic_cache.make import semantic_cache
 from steps.validation.cascade import SharedCascadeLimit
 from steps.validation.inline import InlineModeration

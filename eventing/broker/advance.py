@@ -37,6 +37,7 @@ class Advance:
         detail: Mapping[str, Any],
         prepared: JobRequest | None = None,
         result: Mapping[str, Any] | None = None,
+        tool_list: str = "",
     ) -> AdvanceStatus:
         """The job goes on to what its plan has after the step, with another `result` if the step changed it; after the
         last step it ends with its answer. Raises `BadRequest` when no trigger takes it, or its event is too large for
@@ -44,7 +45,13 @@ class Advance:
         """
         assert job.plan is not None  # noqa: S101 (it has a run of a step of it)
         next_step = job.plan.next_after(run.step)
-        end = StepEnd(status=status, detail=detail, next_step=next_step, prepared=prepared)
+        end = StepEnd(
+            status=status,
+            detail=detail,
+            next_step=next_step,
+            prepared=prepared,
+            tool_list=tool_list,
+        )
         if result is not None:
             end = replace(end, result=result, tokens=shown_anew(job, result))
         if job.is_validating and not next_step:

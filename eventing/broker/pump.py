@@ -27,7 +27,6 @@ from eventing.broker.delivery import (
     span_s,
 )
 from eventing.broker.queue import Claimed, ClaimRoom, Queue
-from eventing.broker.readiness import SubscriberReadiness
 from eventing.broker.router import Router, lane_of
 from eventing.broker.trigger import Trigger
 from eventing.clock import SystemClock
@@ -36,6 +35,7 @@ from eventing.cloudevent.job_event import MINIMAL, REQUEST_TYPES, REQUESTED, job
 from eventing.cloudevent.publisher import payload
 from eventing.errors import NotACloudEvent, Unavailable, UnsupportedMode
 from eventing.job.job import API_SOURCE, JobId
+from eventing.process.readiness import SubscriberReadiness
 from eventing.telemetry import trace
 from eventing.telemetry.metric.series import labelled
 from eventing.telemetry.span import Span

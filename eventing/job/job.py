@@ -184,6 +184,9 @@ class Job:
         None  #: the state in which the job ends when they let it pass
     )
     turns: tuple[Turn, ...] = ()  #: committed answers that asked for tools, with their calls
+    tool_list: str = (
+        ""  #: the pinned lists of its tool servers (`eventing.job.tools.tool_list`), as JSON
+    )
     turn_begin: int = 0  #: the place in the token stream at which the present turn begins
 
     @property

@@ -94,6 +94,9 @@ class StepEnd:
     verdict: Verdict = Verdict.NONE
     result: Mapping[str, Any] | None = None
     withheld: str = ""  #: why, of an answer that is
+    tool_list: str = (
+        ""  #: the pinned tools of the job (`eventing.job.tools.tool_list`), once they are
+    )
     discarded_model: str = ""  #: the model whose answer is thrown away
 
     @property

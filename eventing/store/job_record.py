@@ -253,7 +253,7 @@ def fresh(new: NewJob, created_ms: int) -> Job:
 _LANES: Final = {str(lane): lane for lane in Lane}
 _TEXTS: Final = (
     *("tenant", "source", "event_id", "traceparent", "lease_owner", "conversation"),
-    *("cache_control", "fallback", "follows", "prompt", "step", "incomplete"),
+    *("cache_control", "fallback", "follows", "prompt", "step", "incomplete", "tool_list"),
 )
 """Texts of a record that the job has under the same name."""
 _NUMBERS: Final = (

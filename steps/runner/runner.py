@@ -16,6 +16,7 @@ import structlog
 
 from eventing.broker.advance import Advance
 from eventing.broker.intake import Intake
+from eventing.broker.tool_calls import ToolCalls
 from eventing.clock import Clock
 from eventing.cloudevent.event import Event
 from eventing.cloudevent.job_event import STEP, job_id_of, job_of, request_event, unreadable_job
@@ -29,18 +30,21 @@ from eventing.errors import (
 )
 from eventing.job.job import API_SOURCE, REJECTED, Job, JobError, JobId, JobRequest, JobState
 from eventing.job.passage import Passage, passages_of
-from eventing.job.plan import Hold, OnFailure, PlannedStep, StepStatus
+from eventing.job.plan import TOOLS_STEP, Hold, OnFailure, PlannedStep, StepStatus
 from eventing.job.step import AdvanceStatus, BeginStatus, StepRun, StepStore
 from eventing.job.store import Ending
+from eventing.job.tools.call import Turn
 from eventing.store.vector_store.query import RETRIEVE_STEP
 from eventing.telemetry import trace
 from eventing.telemetry.metric.series import labelled
 from steps.handler import (
     Again,
     Answer,
+    CommitTurn,
     Continue,
     Handler,
     NotInstalled,
+    QueueCalls,
     Refuse,
     Skip,
     StepCall,
@@ -77,6 +81,7 @@ class RunnerDeps:
     publish_again: Callable[[Event], Awaitable[None]]
     handlers: Mapping[str, Handler]
     clock: Clock
+    tool_calls: ToolCalls | None = None  #: None where no step commits turns
 
 
 class Runner:
@@ -265,6 +270,10 @@ class Runner:
                 return _goes_on(job, run, status)
             case Withhold(reason=reason):
                 await advance.withhold(run, detail, reason)
+            case CommitTurn(turn=turn):
+                return await self._commit(job, run, turn, detail)
+            case QueueCalls():
+                return await self._tool_calls.queue(job, run) is AdvanceStatus.OK
             case Continue() | Again():
                 try:
                     return await self._go_on(job, run, outcome, detail)
@@ -272,6 +281,22 @@ class Runner:
                     refusal = JobError(code=error.code, message=error.message, field=error.field)
                     await advance.refuse(job, run, detail, refusal)
         return False
+
+    @property
+    def _tool_calls(self) -> ToolCalls:
+        if self._deps.tool_calls is None:
+            raise Unavailable("this process commits no turns")
+        return self._deps.tool_calls
+
+    async def _commit(self, job: Job, run: StepRun, turn: Turn, detail: Mapping[str, Any]) -> bool:
+        """The turn and its calls' events, in one script. A call that no trigger takes fails the job by name."""
+        try:
+            status = await self._tool_calls.commit(job, run, turn)
+        except BadRequest as error:
+            refusal = JobError(code=error.code, message=error.message, field=error.field)
+            await self._deps.advance.refuse(job, run, detail, refusal)
+            return False
+        return status is AdvanceStatus.OK and not turn.ends
 
     async def _go_on(
         self, job: Job, run: StepRun, outcome: Continue | Again, detail: Mapping[str, Any]
@@ -282,7 +307,13 @@ class Runner:
             if job.is_validating:
                 request = None  # no predictor is asked any more
             status = await advance.go_on(
-                job, run, StepStatus.COMPLETED, detail, request, result=outcome.result
+                job,
+                run,
+                StepStatus.COMPLETED,
+                detail,
+                request,
+                result=outcome.result,
+                tool_list=outcome.tool_list,
             )
             return _goes_on(job, run, status)
         request = request or job.to_run
@@ -335,6 +366,8 @@ def _check_place(job: Job, planned: PlannedStep, outcome: StepOutcome) -> None:
         raise RunFailed("a step after the predictor changes its answer, and gives no other")
     if is_judging and not (planned.is_after and job.is_validating):
         raise RunFailed("there is no answer yet")
+    if isinstance(outcome, CommitTurn | QueueCalls) and planned.name != TOOLS_STEP:
+        raise RunFailed(f"only the step {TOOLS_STEP} commits turns")
     if isinstance(outcome, Again):
         if job.hold is not Hold.WHOLE:
             raise RunFailed("the answer was shown already")
@@ -383,4 +416,6 @@ _WORDS: Final[Mapping[type[object], str]] = {
     Refuse: "refused",
     Withhold: "withheld",
     Again: "again",
+    CommitTurn: "turn",
+    QueueCalls: "queued",
 }

@@ -2,7 +2,7 @@
 
 from eventing.live.ended import EndedConsumer
 from steps.handler import Handler
-from steps.parts import Parts
+from steps.runner.parts import Parts
 from steps.semantic_cache.entries import SemanticEntries
 from steps.semantic_cache.settings import NAME, parse_settings
 from steps.semantic_cache.step import SemanticCacheStep

@@ -147,6 +147,7 @@ class Turn:
     committed_ms: int = 0
     epoch: int = 0  #: raised by a redrive with an edited request, which begins anew
     ends: int = 0  #: 1 where the job ends with this turn once its free calls are done
+    stopped_by: str = ""  #: the limit (`StoppedBy`) after which no tool may be called any more
     calls: tuple[ToolCall, ...] = ()
 
     def to_json(self) -> bytes:
@@ -162,6 +163,7 @@ class Turn:
                 "committed_ms": self.committed_ms,
                 "epoch": self.epoch,
                 "ends": self.ends,
+                "stopped_by": self.stopped_by,
                 "calls": len(self.calls),
             }
         )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any, Final
 
-from eventing.job.tools.call import Turn
+from eventing.job.tools.call import CallState, Turn
 
 
 class StoppedBy(StrEnum):
@@ -54,8 +54,9 @@ DEFAULT_LIMITS: Final = ToolLimits()
 
 
 def calls_so_far(turns: Sequence[Turn]) -> int:
-    """The calls of all turns that were to run here."""
-    return sum(bool(call.server) for turn in turns for call in turn.calls)
+    """The calls of all turns that were to run here, and were not refused at once."""
+    calls = (call for turn in turns for call in turn.calls)
+    return sum(bool(call.server) and call.state is not CallState.NOT_RUN for call in calls)
 
 
 def most_equal(turns: Sequence[Turn], digests: Sequence[str]) -> int:

@@ -13,7 +13,8 @@ _BUDGETS: Final = ("max_completion_tokens", "max_tokens")
 
 def body_with_turns(body: Mapping[str, Any], turns: Sequence[Turn]) -> Mapping[str, Any]:
     """The chat body after `turns`. A forced choice of a tool is for the first turn only, since it would force calls
-    for ever; a limit of output tokens is for all turns together.
+    for ever; a limit of output tokens is for all turns together. After a turn that a limit stopped no tool may be
+    called; the definitions stay, so that the prompt keeps its beginning.
     """
     if not turns:
         return body
@@ -21,6 +22,8 @@ def body_with_turns(body: Mapping[str, Any], turns: Sequence[Turn]) -> Mapping[s
     changed: dict[str, Any] = {**body, "messages": [*body["messages"], *said]}
     if "tool_choice" in body and body["tool_choice"] not in ("auto", "none"):
         changed["tool_choice"] = "auto"
+    if turns[-1].stopped_by:
+        changed["tool_choice"] = "none"
     spent = sum(int(turn.usage.get("completion_tokens") or 0) for turn in turns)
     for name in _BUDGETS:
         if body.get(name) is not None:

@@ -97,10 +97,12 @@ class ToolStore(StepStore, Protocol):
         run: StepRun,
         turn: Turn,
         publications: Mapping[int, Publication],
+        next_turn: Publication = ARRIVED,
     ) -> AdvanceStatus:
         """Store the turn that the job's candidate is, with its calls, and put the event of each pending call (by its
         place) into its queues, or note that it is unpublished; no call of the turn was out before. The job then waits
-        in the step `tools`, without a lease. With `turn.ends` and no call that is to run, it ends with its candidate.
+        in the step `tools`, without a lease. With `turn.ends` and no call that is to run, it ends with its candidate;
+        with every call final and no `turn.ends`, `next_turn` (the predictor's event) is queued in this script.
         Compared with the run as `advance` is.
         """
 

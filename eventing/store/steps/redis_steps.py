@@ -64,6 +64,8 @@ class RedisStepStore(RedisStore):
             text = end.prepared.to_json()
             sha = job_record.fingerprint(text, run.tenant)
             args += ["prepared", text, "prepared_sha", sha]
+        if end.tool_list:
+            args += ["tool_list", end.tool_list]
         if end.result is not None:
             is_end = end.verdict is Verdict.ACCEPT
             args += ["result" if is_end else "candidate", orjson.dumps(end.result)]

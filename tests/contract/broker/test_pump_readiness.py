@@ -10,10 +10,10 @@ from redis.asyncio import Redis
 from eventing.broker import pump
 from eventing.broker.delivery import BackoffPolicy, DeliverySpec
 from eventing.broker.queue import Queue, QueueView
-from eventing.broker.readiness import SubscriberReadiness
 from eventing.cloudevent.event import Event
 from eventing.cloudevent.job_event import request_event
 from eventing.job.job import Lane
+from eventing.process.readiness import SubscriberReadiness
 from tests.contract.broker.queue_rig import event, ids, put, settle
 from tests.contract.broker.stack import (
     NAME,

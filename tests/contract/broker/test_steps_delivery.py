@@ -267,7 +267,7 @@ async def test_a_step_that_is_unavailable_is_waited_for_long_after_its_retries_a
     redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("eventing.broker.pump.CLAIM_IDLE_MS", 10)
-    monkeypatch.setattr("eventing.broker.readiness._LONGEST_PAUSE_S", 0.01)
+    monkeypatch.setattr("eventing.process.readiness._LONGEST_PAUSE_S", 0.01)
     away = [says(503)] * 40
     subscriber = Subscriber(answers=[*away, says(500), says(204)])
     async with subscriber.serving():

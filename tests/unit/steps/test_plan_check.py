@@ -15,7 +15,7 @@ from eventing.store.vector_store.query import SEARCH_STEP
 from steps.check import CHECKS, check_installed, check_steps, missing
 from steps.embedding.model_file import MODEL, TOKENIZER, PackagedFile, read_verified
 from steps.handler import Handler
-from steps.parts import Parts
+from steps.runner.parts import Parts
 from steps.server import StepServer
 from steps.settings import StepsSettings
 from steps.table import handlers
