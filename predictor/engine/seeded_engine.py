@@ -27,6 +27,7 @@ from predictor.engine.engine import (
     cache_salt,
 )
 from predictor.engine.seeded_tokens import BLOCK_TOKENS, EMBEDDING_URL, EOS, SeededRequest
+from predictor.engine.seeded_turns import Piece
 from predictor.errors import BadRequest, EngineDeadError, EngineRequestError, EngineStartError
 
 _YIELD_EVERY: Final = 32
@@ -249,8 +250,10 @@ class _Chunks:
 
     def _token(self, choice: int, position: int, token_id: int, is_last: bool) -> dict[str, Any]:
         thought = self._request.knobs.reasoning_tokens
-        text = seeded_tokens.text_of(token_id, is_first=position in (0, thought))
         reason = None if not is_last else "stop" if token_id == EOS else "length"
+        if self._request.script and position >= thought:
+            return self._scripted(choice, position - thought, reason)
+        text = seeded_tokens.text_of(token_id, is_first=position in (0, thought))
         if not self._request.is_chat:
             return self._chunk(choice, {"text": text}, reason)
         if self._request.tool and position >= thought:
@@ -259,6 +262,21 @@ class _Chunks:
             return self._chunk(choice, {"delta": {"tool_calls": [call]}}, reason)
         field = "reasoning" if position < thought else "content"
         return self._chunk(choice, {"delta": {field: text}}, reason)
+
+    def _scripted(self, choice: int, place: int, reason: str | None) -> dict[str, Any]:
+        """The chunk of a token of a scripted turn; the last one shows nothing."""
+        script = self._request.script
+        piece = script[place] if place < len(script) else Piece("")
+        if reason == "stop" and script[-1].call >= 0:
+            reason = "tool_calls"
+        if piece.call < 0:
+            return self._chunk(choice, {"delta": {"content": piece.text}}, reason)
+        call: dict[str, Any] = {"index": piece.call, "function": {"arguments": piece.text}}
+        if piece.name:
+            name = f"call-{choice}-{piece.call}-{self._frame['id']}"
+            call |= {"id": name, "type": "function"}
+            call["function"] = {"name": piece.name, "arguments": piece.text}
+        return self._chunk(choice, {"delta": {"tool_calls": [call]}}, reason)
 
     def _call(self, choice: int, token_id: int, *, is_first: bool) -> Mapping[str, Any]:
         arguments = seeded_tokens.arguments_of(token_id, is_first=is_first)

@@ -8,11 +8,19 @@ another text, so a test that compares texts detects a bad checkpoint.
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
 from eventing.job.job import CHAT_URLS
 from predictor.engine.engine import EngineRequest
+from predictor.engine.seeded_turns import (
+    Piece,
+    ScriptedTurn,
+    check_continued,
+    parse_turns,
+    pieces_of,
+    turn_of,
+)
 from predictor.errors import BadRequest, ContextExceeded
 
 COMPLETION_URL: Final = "/v1/completions"
@@ -42,6 +50,7 @@ class SeededParams:
     engine_dies_at: int | None = None  #: raise EngineDeadError, for all requests, for good
     process_dies_at: int | None = None  #: SIGKILL to our own process before this token
     resumable: bool = True  #: the result of `can_resume`
+    turns: tuple[ScriptedTurn, ...] = ()  #: what to say and call (`predictor.engine.seeded_turns`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +66,9 @@ class SeededRequest:
     seed: int
     knobs: SeededParams
     tool: str = ""  #: the function that the answer calls, none when empty
+    script: tuple[
+        Piece, ...
+    ] = ()  #: what it says after its thought, instead of words from the seed
 
     @property
     def prompt_tokens(self) -> int:
@@ -85,6 +97,7 @@ def parse(request: EngineRequest) -> SeededRequest:
         case _:
             raise BadRequest(f"{request.url} is not served here", field="url")
     limit = "max_tokens" if body.get("max_completion_tokens") is None else "max_completion_tokens"
+    knobs, script = _scripted(_knobs(_typed(body, "seeded", dict, {})), request)
     return SeededRequest(
         url=request.url,
         model=_typed(body, "model", str, None),
@@ -93,9 +106,23 @@ def parse(request: EngineRequest) -> SeededRequest:
         max_tokens=_at_least_one(_typed(body, limit, int, None), limit),
         n=len(chats) if chats else _at_least_one(_typed(body, "n", int, 1), "n") or 1,
         seed=_typed(body, "seed", int, 0),
-        knobs=_knobs(_typed(body, "seeded", dict, {})),
-        tool=_called_tool(body),
+        knobs=knobs,
+        tool="" if knobs.turns else _called_tool(body),
+        script=script,
     )
+
+
+def _scripted(
+    knobs: SeededParams, request: EngineRequest
+) -> tuple[SeededParams, tuple[Piece, ...]]:
+    """The knobs of the present turn, and what it says; a body that is no chat has none."""
+    is_chat = request.url == "/v1/chat/completions"
+    turn = turn_of(knobs.turns, request.body) if knobs.turns and is_chat else None
+    if turn is None:
+        return knobs, ()
+    resumable = knobs.resumable and turn.resumable
+    own = replace(knobs, reasoning_tokens=turn.reasoning_tokens, resumable=resumable)
+    return own, pieces_of(turn)
 
 
 def block_hashes(request: SeededRequest, salt: str) -> list[bytes]:
@@ -133,11 +160,17 @@ def tokens(request: SeededRequest, choice: int, prior: Sequence[int]) -> Iterato
     """The ids that follow `prior`, without end except for `EOS`."""
     state = _digest(f"{request.seed}|{choice}|{request.model}|{request.prompt}".encode())
     length = request.knobs.output_tokens or 16 + int.from_bytes(state[:2], "big") % 112
+    script, thought = request.script, request.knobs.reasoning_tokens
+    if script:
+        length = thought + len(script)
+        check_continued(script, thought, prior)
     for token_id in prior:
         state = _digest(state + bytes([token_id]))
     position = len(prior)
     while True:
         token_id = EOS if position >= length else 1 + state[0] % len(WORDS)
+        if script and thought <= position < length:
+            token_id = script[position - thought].token_id(position)
         yield token_id
         state = _digest(state + bytes([token_id]))
         position += 1
@@ -170,7 +203,7 @@ def _knobs(given: Mapping[str, Any]) -> SeededParams:
     known = {field.name for field in fields(SeededParams)}
     if unknown := sorted(given.keys() - known):
         raise BadRequest(f"seeded.{unknown[0]} is not a knob of the test engine", field="seeded")
-    return SeededParams(**given)
+    return SeededParams(**{**given, "turns": parse_turns(given.get("turns", ()))})
 
 
 def _called_tool(body: Mapping[str, Any]) -> str:
@@ -191,15 +224,22 @@ def _messages(value: object) -> tuple[str, ...]:
 def _message(message: object, field: str) -> str:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise BadRequest(f"{field} must be an object with a role", field=field)
+    said = " ".join(_called(call) for call in message.get("tool_calls") or ())
     match message.get("content"):
         case str(content):
-            return content
+            return f"{content} {said}" if said else content
         case list(parts):
             return " ".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))
         case None if message["role"] == "assistant":
-            return ""
+            return said
         case _:
             raise BadRequest(f"{field}.content must be a text", field=f"{field}.content")
+
+
+def _called(call: Mapping[str, Any]) -> str:
+    """A call of an earlier answer, as the prompt has it."""
+    function = call.get("function") or {}
+    return f"{function.get('name', '')} {function.get('arguments', '')}"
 
 
 def _texts(value: object, field: str) -> tuple[str, ...]:
