@@ -92,6 +92,7 @@ class StepServer:
                     clock,
                     settings.plans,
                     fallbacks=settings.fallbacks,
+                    tools=settings.tools,
                 ),
                 advance=Advance(self._store, self.route, settings.fallbacks),
                 publish_again=self.route.publish_again,

@@ -110,6 +110,7 @@ def make_parts(
         settings.cache_rules,
         index_versions=stores.versions,
         fallbacks=settings.fallbacks,
+        tools=settings.tools,
     )
     webhook_service = _webhooks(settings, redis)
     notices = BudgetNotices(route, webhook_service.notify, clock, settings.currency)

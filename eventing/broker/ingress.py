@@ -39,6 +39,8 @@ from eventing.job.job import API_SOURCE, JobError, JobId
 from eventing.job.pipelines.fallback import NO_FALLBACKS, Fallbacks
 from eventing.job.plan import NO_PIPELINES, Pipelines
 from eventing.job.store import JobIntake
+from eventing.job.tools.asked import raw_without_credentials
+from eventing.job.tools.server import NO_TOOLS, ToolConfig
 from eventing.process.body import BodyReader
 from eventing.telemetry import trace
 
@@ -62,11 +64,17 @@ class Ingress:
         pipelines: Pipelines = NO_PIPELINES,
         cache_rules: CacheRules | None = None,
         fallbacks: Fallbacks = NO_FALLBACKS,
+        tools: ToolConfig = NO_TOOLS,
     ) -> None:
         self._router = router
         self._store = store
         self._intake = Intake(
-            store, router, pipelines=pipelines, cache_rules=cache_rules, fallbacks=fallbacks
+            store,
+            router,
+            pipelines=pipelines,
+            cache_rules=cache_rules,
+            fallbacks=fallbacks,
+            tools=tools,
         )
         self._access = access
         self._bodies = bodies
@@ -138,7 +146,8 @@ class Ingress:
             return "rejected", job_id_of(event)
         except BadRequest as error:
             reason = JobError(code=error.code, message=error.message, field=error.field)
-            await self._store.reject(unreadable_job(event), reason, event.data)
+            raw = raw_without_credentials(event.data)
+            await self._store.reject(unreadable_job(event), reason, raw)
             return "rejected", job_id_of(event)
         return "queued" if is_new else "repeated", job.id
 

@@ -18,8 +18,10 @@ from eventing.job.followers import Followers
 from eventing.job.job import Job, JobId, JobRequest, JobState
 from eventing.job.moderation.inline import inline_steps
 from eventing.job.pipelines.fallback import NO_FALLBACKS, Fallbacks, fallback_word
-from eventing.job.plan import NO_PIPELINES, Pipelines, Plan, PlannedStep, plan_for
+from eventing.job.plan import NO_PIPELINES, TOOLS_STEP, Pipelines, Plan, PlannedStep, plan_for
 from eventing.job.store import JobIntake, NewJob, Publication
+from eventing.job.tools.request import Asks, asks_of, check_hold, tool_steps
+from eventing.job.tools.server import NO_TOOLS, ToolConfig
 from eventing.store.job_record import fresh
 from eventing.store.vector_store.query import RETRIEVE_STEP
 from eventing.telemetry import trace
@@ -58,6 +60,7 @@ class Intake:
         cache_rules: CacheRules | None = None,
         index_versions: IndexVersions | None = None,
         fallbacks: Fallbacks = NO_FALLBACKS,
+        tools: ToolConfig = NO_TOOLS,
     ) -> None:
         self._store = store
         self._route = route
@@ -66,15 +69,18 @@ class Intake:
         self._cache_rules = cache_rules or {}
         self._index_versions = index_versions
         self._fallbacks = fallbacks
+        self._tools = tools
 
     async def submit(self, new: NewJob, event: Event | None = None) -> tuple[Job, bool]:
         """As `JobIntake.submit`, and publish the job's event: `event`, if the job was requested by one. Raises
-        `InvalidJob` when the caller wants a step left out that may not be, and `NotCached`.
+        `InvalidJob` when the caller wants a step left out that may not be, or tools that it may not use, and
+        `NotCached`.
         """
         if new.plan is None:
             plan = self.plan_of(new.request.model, new.skip_steps)
-            own = (*new.own_steps, *inline_steps(new.request, self._pipelines))
+            own = (*new.own_steps, *self._asked_steps(new.request, new.tenant, new.asks))
             new = replace(new, plan=_with_steps(plan, own))
+            check_hold(new.plan)
         if self._fallbacks and not (new.plan and new.plan.first):
             model, asked = new.request.model, new.fallback
             word = fallback_word(self._fallbacks, model, new.tenant, asked, new.metadata)
@@ -104,7 +110,8 @@ class Intake:
         serve, and that asks for none.
         """
         ask = None
-        if new.cache_control or self._cache_rules:
+        runs_tools = new.plan is not None and new.plan.step(TOOLS_STEP) is not None
+        if (new.cache_control or self._cache_rules) and not runs_tools:
             ask = cache_ask(
                 new.request.url,
                 new.request.body,
@@ -146,14 +153,20 @@ class Intake:
         """The plan that a new job of a model is given. Raises `InvalidJob` as `submit`."""
         return plan_for(self._pipelines, model, skip_steps)
 
+    def _asked_steps(self, request: JobRequest, tenant: str, asks: Asks) -> tuple[PlannedStep, ...]:
+        """The steps that a request asks for."""
+        tools = tool_steps(request, self._pipelines, self._tools, tenant, asks)
+        return (*inline_steps(request, self._pipelines), *tools)
+
     async def redrive(self, job: Job, request: JobRequest | None) -> bool:
         """As `JobIntake.redrive`, and publish the event of the new run: at the step that failed, or from the start
         with an edited request.
         """
         again, plan = replace(job, attempt=job.attempt + 1, deadline_ms=0), None
         if request is not None:
-            own = inline_steps(request, self._pipelines)
+            own = self._asked_steps(request, job.tenant, asks_of(job.plan))
             plan = _with_steps(self.plan_of(request.model), own)
+            check_hold(plan)
             step = plan.first if plan else ""
             again = replace(again, request=request, prepared=None, plan=plan, step=step)
         event = request_event(again)

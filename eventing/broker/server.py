@@ -121,6 +121,7 @@ class Broker:
             settings.plans,
             settings.cache_rules,
             settings.fallbacks,
+            settings.tools,
         )
         asked = ingress.ask_to_send(self._settings.event_origins)
         return Starlette(

@@ -17,6 +17,7 @@ from eventing.job.cache import CacheAsk, CacheUse
 from eventing.job.job import DEFAULT_TENANT, Job, JobError, JobId, JobRequest, JobState, Lane
 from eventing.job.plan import Hold, Plan, PlannedStep, StepStatus
 from eventing.job.tools.call import CallState
+from eventing.job.tools.request import Asks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +57,7 @@ class NewJob:
     own_steps: tuple[PlannedStep, ...] = ()  #: steps that its request asks for
     fallback: str = ""  #: as in a record (`eventing.job.pipelines.fallback`)
     only_kept: bool = False  #: only a kept answer can serve it: a limit stands against running it
+    asks: Asks = Asks.JOB  #: who decides about a call of a tool that needs a person's decision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

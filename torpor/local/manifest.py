@@ -9,8 +9,10 @@ from typing import Any, Final
 
 from eventing.broker.trigger import PARALLELISM
 from eventing.cloudevent.job_event import PLANNED, PREPARED, REQUESTED
+from eventing.cloudevent.tool_event import CALLED
 from eventing.job.moderation.inline import inline_names
-from eventing.job.plan import NO_PIPELINES, Pipelines
+from eventing.job.plan import LIST_TOOLS_STEP, NO_PIPELINES, TOOLS_STEP, Pipelines
+from eventing.job.tools.server import NO_TOOLS, ToolConfig
 from eventing.redis import keys
 from eventing.store.vector_store.note import WORK_TYPES
 from eventing.store.vector_store.query import RETRIEVE_STEP, SEARCH_STEP
@@ -30,6 +32,7 @@ def triggers(
     api_url: str,
     pipelines: Pipelines = NO_PIPELINES,
     steps_url: str = "",
+    tools: ToolConfig = NO_TOOLS,
 ) -> list[Manifest]:
     """Requests for a model go to its activator, those for an unknown model to the api. Results are not delivered:
     the predictor has ended the job in the store, where the api reads its end. Where a model has a plan, the
@@ -39,6 +42,8 @@ def triggers(
     unknown = [{"not": {"exact": {"model": model}}} for model in {**models, **pipelines}]
     planned = {step.name: None for plan in pipelines.values() for step in plan.steps}
     asked = (SEARCH_STEP, RETRIEVE_STEP, *inline_names(pipelines))
+    if tools != NO_TOOLS:
+        asked = (*asked, LIST_TOOLS_STEP, TOOLS_STEP)
     steps = {**dict.fromkeys(asked), **planned} if steps_url else planned
     return [
         *(
@@ -48,6 +53,7 @@ def triggers(
         *(_plans(name, steps_url) for name in pipelines),
         *(_step(name, steps_url) for name in steps),
         *([_vector_stores(steps_url)] if steps_url else []),
+        *([_tool_calls(tools, steps_url)] if steps_url and tools != NO_TOOLS else []),
         _trigger(
             STRAYS,
             filters=[{"exact": {"type": REQUESTED}}, *unknown],
@@ -110,6 +116,23 @@ def _vector_stores(steps_url: str) -> Manifest:
         subscriber=steps_url,
         delivery=_delivery(retry=20, backoff_s=1, timeout_s=1800),
         parallelism=4,
+    )
+
+
+def _tool_calls(tools: ToolConfig, steps_url: str) -> Manifest:
+    """Calls of tools. A delivery is held for as long as its call: one send at most, as a call that may not be sent
+    again is never sent twice.
+    """
+    longest_ms = max((each.timeout_ms for each in tools.servers.values()), default=60_000)
+    return _trigger(
+        "tools",
+        filters=[{"exact": {"type": CALLED}}],
+        subscriber=steps_url,
+        delivery={
+            **_delivery(retry=STEP_RETRY, backoff_s=1, timeout_s=longest_ms // 1000 + 60),
+            "backoffPolicy": "exponential",
+        },
+        parallelism=STEP_PARALLELISM,
     )
 
 

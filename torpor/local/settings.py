@@ -22,6 +22,7 @@ from eventing.job.pipelines.audit import check_critics, load_audit_rules
 from eventing.job.pipelines.document import check_served, load_pipelines
 from eventing.job.pipelines.fallback import check_fallbacks, load_fallbacks
 from eventing.job.plan import NO_PIPELINES, Pipelines
+from eventing.job.tools.server import NO_TOOLS, ToolConfig, load_tools
 from eventing.process.setting import http_url
 from eventing.process.setting import redis_url as checked_redis_url
 from torpor.local.engine_kind import EngineKind
@@ -56,6 +57,7 @@ _ENGINE: Final[JsonDict] = {"panel": "Model and engine"}
 _SCALE: Final[JsonDict] = {"panel": "Scaling"}
 _NAME: Final[JsonDict] = {**_ENGINE, "flags": ["--served-model-name"]}
 _PIPELINES: Final[JsonDict] = {**_ENGINE, "flags": ["--pipelines"]}
+_TOOLS: Final[JsonDict] = {**_ENGINE, "flags": ["--tools"]}
 _RESERVED: Final = {
     "--model": "--model",
     "--served-model-name": "--model-name",
@@ -134,6 +136,8 @@ class StackSettings(BaseSettings):
     """
     pipelines_file: Path | None = Field(None, json_schema_extra=_PIPELINES)
     """Steps before the thought, in YAML: one entry a model, with its steps."""
+    tools_file: Path | None = Field(None, json_schema_extra=_TOOLS)
+    """Tool servers, in YAML: MCP servers and functions that models may call."""
     model_name: str = Field("", pattern=r"^[A-Za-z0-9._:/@-]{0,128}$", json_schema_extra=_NAME)
     """What callers put into `model`; the model's own name when empty."""
     max_model_len: int | None = Field(None, ge=1, json_schema_extra=_ENGINE)
@@ -172,6 +176,11 @@ class StackSettings(BaseSettings):
         """The plan of each model that has one."""
         return load_pipelines(self.pipelines_file) if self.pipelines_file else NO_PIPELINES
 
+    @cached_property
+    def tools(self) -> ToolConfig:
+        """The tool servers; none without a file."""
+        return load_tools(self.tools_file) if self.tools_file else NO_TOOLS
+
     @property
     def context_tokens(self) -> int | None:
         """The longest prompt plus answer that was asked for; None when nothing was."""
@@ -196,7 +205,11 @@ class StackSettings(BaseSettings):
         elif _is_url(source):
             given["engine"] = EngineKind.UPSTREAM
         own = {**given, "model": (source,), "model_name": name}
-        own |= {"models_file": None, "pipelines_file": None}  # those of all models together
+        own |= {
+            "models_file": None,
+            "pipelines_file": None,
+            "tools_file": None,
+        }  # those of all models together
         try:
             return type(self)(**(self.model_dump() | own))
         except ValidationError as error:
@@ -217,6 +230,19 @@ class StackSettings(BaseSettings):
         if self.engine is EngineKind.UPSTREAM:
             self._check_provider()
         self.each_model()
+        self._check_engine_args()
+        if self.pipelines_file is not None:
+            self._check_pipelines(self.pipelines_file)
+        if self.tools_file is not None:
+            self._check_tools(self.tools_file)
+        if self.redis_url is not None:
+            try:
+                checked_redis_url(self.redis_url.get_secret_value())
+            except ValueError as error:
+                raise ValueError(f"--redis-url: {error}") from error
+        return self
+
+    def _check_engine_args(self) -> None:
         try:
             words = shlex.split(self.engine_args)
         except ValueError as error:
@@ -225,14 +251,6 @@ class StackSettings(BaseSettings):
             flag = word.partition("=")[0].replace("_", "-")
             if ours := _RESERVED.get(flag):
                 raise ValueError(f"--engine-args: {flag} is Torpor's own; use {ours}")
-        if self.pipelines_file is not None:
-            self._check_pipelines(self.pipelines_file)
-        if self.redis_url is not None:
-            try:
-                checked_redis_url(self.redis_url.get_secret_value())
-            except ValueError as error:
-                raise ValueError(f"--redis-url: {error}") from error
-        return self
 
     def _check_pipelines(self, file: Path) -> None:
         """Raises ValueError for a file that is none, or an entry whose model is not served."""
@@ -243,6 +261,13 @@ class StackSettings(BaseSettings):
             check_fallbacks(load_fallbacks(file), names)
         except BadRequest as error:
             raise ValueError(f"--pipelines-file: {error.message}") from error
+
+    def _check_tools(self, file: Path) -> None:
+        """Raises ValueError for a file that is none."""
+        try:
+            load_tools(file)
+        except BadRequest as error:
+            raise ValueError(f"--tools-file: {error.message}") from error
 
     def _possible_names(self) -> set[str]:
         """What callers may put into `model`. A folder is served under its last name, a model of a hub under both."""

@@ -192,6 +192,7 @@ class Stack:
             **(
                 {"TORPOR_PIPELINES_FILE": str(file.resolve())} if (file := s.pipelines_file) else {}
             ),
+            **({"TORPOR_TOOLS_FILE": str(file.resolve())} if (file := s.tools_file) else {}),
         }
 
     def _write_triggers(self, models: Mapping[str, StackSettings]) -> None:
@@ -201,6 +202,7 @@ class Stack:
             api_url=self.addresses.api + "/internal/events",
             pipelines=self.settings.plans,
             steps_url=self.addresses.activator + STEPS_PATH,
+            tools=self.settings.tools,
         )
         (self._data / "triggers.yaml").write_text(yaml.safe_dump_all(documents, sort_keys=False))
 

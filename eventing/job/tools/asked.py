@@ -1,0 +1,356 @@
+"""The tool servers that a request asks for: the entries of `type: "mcp"` among its `tools`, as OpenAI's Responses
+have them. Pure.
+
+Called by the api and the broker's intake, which refuse an invalid entry at submit, and by the steps `list-tools` and
+`tools`, which find the entries in their settings.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from eventing.errors import InvalidJob
+from eventing.job.call.rule import FLAG, OBJECT, TEXT, FieldRule, Schema, check
+from eventing.job.tools.server import SEPARATOR, Approval
+from eventing.process.setting import http_url
+
+MCP: Final = "mcp"
+CREDENTIALS: Final = ("authorization", "headers")
+"""Fields of an entry that are sealed at submit and stand in no record."""
+MOST_SERVERS: Final = 16
+_MOST_NAMES: Final = 128
+_LABEL: Final = re.compile(r"[A-Za-z](?:[A-Za-z0-9-]|_(?!_)){0,31}(?<!_)\Z")
+_LABEL_RULE: Final = FieldRule(
+    "1 to 32 letters, digits, hyphens and single underscores, with a letter first",
+    lambda v: isinstance(v, str) and bool(_LABEL.match(v)),
+    {"type": "string", "pattern": r"^[A-Za-z](?:[A-Za-z0-9-]|_(?!_)){0,31}(?<!_)$"},
+)
+_REFUSED: Final = ("connector_id", "tunnel_id", "defer_loading")
+_FIELDS: Final = {
+    *("type", "server_label", "server_url", "server_description"),
+    *("allowed_tools", "require_approval", *CREDENTIALS),
+}
+_FILTER_SCHEMA: Final[Schema] = {
+    "type": "object",
+    "properties": {
+        "tool_names": {"type": "array", "maxItems": _MOST_NAMES, "items": {"type": "string"}},
+        "read_only": {"type": "boolean"},
+    },
+}
+MCP_TOOL_SCHEMA: Final[Schema] = {
+    "type": "object",
+    "required": ["type", "server_label"],
+    "description": "an MCP server, or a function of the operator, whose tools Torpor runs",
+    "properties": {
+        "type": {"const": MCP},
+        "server_label": _LABEL_RULE.schema,
+        "server_url": {
+            "type": "string",
+            "description": "where your tenant may name servers; without it, the operator's server of that label",
+        },
+        "server_description": {"type": "string"},
+        "authorization": {"type": "string", "writeOnly": True},
+        "headers": {
+            "type": "object",
+            "writeOnly": True,
+            "additionalProperties": {"type": "string"},
+        },
+        "allowed_tools": {
+            "anyOf": [{"type": "array", "items": {"type": "string"}}, _FILTER_SCHEMA]
+        },
+        "require_approval": {
+            "anyOf": [
+                {"enum": list(Approval)},
+                {
+                    "type": "object",
+                    "properties": {"always": _FILTER_SCHEMA, "never": _FILTER_SCHEMA},
+                },
+            ]
+        },
+    },
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolFilter:
+    """Some of a server's tools: those of these names, or those that say they are read-only, or both."""
+
+    tool_names: tuple[str, ...] | None = None
+    read_only: bool | None = None
+
+    def has(self, tool: str, *, is_read_only: bool) -> bool:
+        """True for a tool that the filter means."""
+        is_named = self.tool_names is None or tool in self.tool_names
+        return is_named and self.read_only in (None, is_read_only)
+
+    def to_dict(self) -> dict[str, Any]:
+        record: dict[str, Any] = {}
+        if self.tool_names is not None:
+            record["tool_names"] = list(self.tool_names)
+        if self.read_only is not None:
+            record["read_only"] = self.read_only
+        return record
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskedServer:
+    """One server that a request asks for. Without `url` it is the operator's of that label. Credentials are no part
+    of it.
+    """
+
+    label: str
+    url: str = ""
+    description: str = ""
+    allowed: ToolFilter | None = None
+    approval: Approval | None = None  #: what the request says of all its tools; None for nothing
+    always: ToolFilter | None = None
+    never: ToolFilter | None = None
+
+    def allows(self, tool: str, *, is_read_only: bool) -> bool:
+        """True for a tool that the model is to know."""
+        return self.allowed is None or self.allowed.has(tool, is_read_only=is_read_only)
+
+    def approval_of(
+        self, tool: str, *, is_read_only: bool, operator: Approval | None = None
+    ) -> Approval:
+        """When a call of the tool needs a decision: what the operator says of its own server (`operator`) and what
+        the request says, of both the stricter. A request that says nothing of the operator's server leaves it to
+        the operator; one that names a server by address has every call approved.
+        """
+        asked = self._asked(tool, is_read_only=is_read_only)
+        if operator is None:
+            return asked or Approval.ALWAYS
+        return Approval.ALWAYS if Approval.ALWAYS in (operator, asked) else Approval.NEVER
+
+    @property
+    def never_asks(self) -> bool:
+        """True where the request wants no call approved."""
+        return self.approval is Approval.NEVER
+
+    def _asked(self, tool: str, *, is_read_only: bool) -> Approval | None:
+        if self.approval is not None:
+            return self.approval
+        if self.always is not None and self.always.has(tool, is_read_only=is_read_only):
+            return Approval.ALWAYS
+        if self.never is not None and self.never.has(tool, is_read_only=is_read_only):
+            return Approval.NEVER
+        return None if self.always is None and self.never is None else Approval.ALWAYS
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in the settings of a step: a valid entry of `tools`."""
+        record: dict[str, Any] = {"type": MCP, "server_label": self.label}
+        if self.url:
+            record["server_url"] = self.url
+        if self.description:
+            record["server_description"] = self.description
+        if self.allowed is not None:
+            record["allowed_tools"] = self.allowed.to_dict()
+        if self.approval is not None:
+            record["require_approval"] = str(self.approval)
+        filters = {"always": self.always, "never": self.never}
+        if asked := {name: each.to_dict() for name, each in filters.items() if each is not None}:
+            record["require_approval"] = asked
+        return record
+
+
+def asked_servers(tools: Any, where: str = "body.tools") -> tuple[AskedServer, ...]:
+    """The servers among `tools`, of which most requests have none. Raises `InvalidJob` naming the field: for an
+    invalid entry, one that is not served, a label that is there twice, and a function of the caller's with a name
+    that a server's tool could have.
+    """
+    entries = [
+        (f"{where}[{place}]", tool)
+        for place, tool in enumerate(tools if isinstance(tools, list) else ())
+        if isinstance(tool, Mapping)
+    ]
+    asked: dict[str, AskedServer] = {}
+    for place, tool in entries:
+        if tool.get("type") != MCP:
+            continue
+        server = asked_server(tool, place)
+        if server.label in asked:
+            raise _wrong(f"{place}.server_label", f"{server.label} is there twice")
+        asked[server.label] = server
+    if len(asked) > MOST_SERVERS:
+        raise _wrong(where, f"may have {MOST_SERVERS} servers, not {len(asked)}")
+    if asked:
+        check_own_names(tools, tuple(asked), where)
+    return tuple(asked.values())
+
+
+def check_own_names(tools: Any, labels: Sequence[str], where: str = "body.tools") -> None:
+    """Raises `InvalidJob` for a function of the caller's with a name that a tool of these servers could have."""
+    for place, tool in enumerate(tools if isinstance(tools, list) else ()):
+        function = tool.get("function") if isinstance(tool, Mapping) else None
+        held = function if isinstance(function, Mapping) else tool
+        name = held.get("name") if isinstance(held, Mapping) else None
+        if isinstance(name, str) and name.partition(SEPARATOR)[0] in labels and SEPARATOR in name:
+            raise _wrong(
+                f"{where}[{place}]",
+                f"{name:.64} is a name of the server {name.partition(SEPARATOR)[0]}",
+            )
+
+
+def asked_server(tool: Mapping[str, Any], where: str) -> AskedServer:
+    """The server that one entry asks for. Raises `InvalidJob` naming the field."""
+    for name in _REFUSED:
+        if tool.get(name) not in (None, False):
+            raise _wrong(f"{where}.{name}", "is not served here")
+    for name in tool.keys() - _FIELDS - set(_REFUSED):
+        raise _wrong(f"{where}.{name:.60}", "is not supported")
+    check(f"{where}.", tool.get("server_label"), _LABEL_RULE, "server_label")
+    description = tool.get("server_description") or ""
+    check(f"{where}.", description, TEXT, "server_description")
+    _check_credentials(tool, where)
+    approval, always, never = _approval(tool.get("require_approval"), f"{where}.require_approval")
+    return AskedServer(
+        label=tool["server_label"],
+        url=_url(tool.get("server_url"), f"{where}.server_url"),
+        description=description,
+        allowed=_allowed(tool.get("allowed_tools"), f"{where}.allowed_tools"),
+        approval=approval,
+        always=always,
+        never=never,
+    )
+
+
+def without_credentials(tools: Any) -> Any:
+    """`tools` without what is sealed."""
+    if not isinstance(tools, list):
+        return tools
+    return [
+        {name: each for name, each in tool.items() if name not in CREDENTIALS}
+        if isinstance(tool, Mapping) and tool.get("type") == MCP
+        else tool
+        for tool in tools
+    ]
+
+
+def raw_without_credentials(raw: bytes) -> bytes:
+    """The data of a refused event without what a caller should have kept secret: it is kept with the refusal."""
+    if not any(name.encode() in raw for name in CREDENTIALS):
+        return raw
+    try:
+        line = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return b"null"
+    body = line.get("body") if isinstance(line, dict) else None
+    if not isinstance(body, dict) or "tools" not in body:
+        return raw
+    return orjson.dumps({**line, "body": {**body, "tools": without_credentials(body["tools"])}})
+
+
+def credentials_in(tools: Any) -> dict[str, dict[str, str]]:
+    """The headers that each server is to get, by its label: what `authorization` and `headers` of valid entries say.
+    A bare token in `authorization` is a bearer token, as at OpenAI.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for tool in tools if isinstance(tools, list) else ():
+        if not isinstance(tool, Mapping) or tool.get("type") != MCP:
+            continue
+        headers = dict(tool.get("headers") or {})
+        if token := tool.get("authorization"):
+            headers["authorization"] = token if " " in token else f"Bearer {token}"
+        if headers:
+            found[str(tool.get("server_label"))] = headers
+    return found
+
+
+_HEADER: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}\Z")
+_VALUE: Final = re.compile(r"[\x20-\x7e]{1,4096}\Z")
+_MOST_HEADERS: Final = 32
+_OURS: Final = (
+    *("host", "content-length", "content-type", "transfer-encoding", "connection", "te"),
+    *("upgrade", "trailer", "accept", "accept-encoding", "expect", "proxy-authorization"),
+)
+"""Headers that the client of the protocol sets."""
+
+
+def _check_credentials(tool: Mapping[str, Any], where: str) -> None:
+    """The messages never hold a value, which is a secret."""
+    token, headers = tool.get("authorization"), tool.get("headers")
+    if token is not None and not (isinstance(token, str) and _VALUE.match(token)):
+        raise _wrong(f"{where}.authorization", "must be a text that a header can carry")
+    if headers is None:
+        return
+    check(f"{where}.", headers, OBJECT, "headers")
+    if len(headers) > _MOST_HEADERS:
+        raise _wrong(f"{where}.headers", f"may have {_MOST_HEADERS} headers")
+    names = [str(name).lower() for name in headers]
+    for name, value in headers.items():
+        if not isinstance(name, str) or not _HEADER.match(name) or name.lower() in _OURS:
+            raise _wrong(f"{where}.headers", "has a name that can not be sent")
+        if name.lower().startswith("mcp-") or names.count(name.lower()) > 1:
+            raise _wrong(f"{where}.headers", "has a name that can not be sent")
+        if not isinstance(value, str) or not _VALUE.match(value):
+            raise _wrong(f"{where}.headers", "must be texts that headers can carry")
+    if token is not None and "authorization" in names:
+        raise _wrong(f"{where}.headers", "has an authorization beside authorization")
+
+
+def _url(value: Any, where: str) -> str:
+    if value is None:
+        return ""
+    try:
+        return http_url(value if isinstance(value, str) else "")
+    except ValueError as error:
+        raise _wrong(where, f"can not be dialled: {error}") from error
+
+
+def _allowed(value: Any, where: str) -> ToolFilter | None:
+    if value is None:
+        return None
+    return (
+        ToolFilter(tool_names=_names(value, where))
+        if isinstance(value, list)
+        else (_filter(value, where))
+    )
+
+
+def _filter(value: Any, where: str) -> ToolFilter:
+    check("", value, OBJECT, where)
+    for name in value.keys() - {"tool_names", "read_only"}:
+        raise _wrong(f"{where}.{name:.60}", "is not supported")
+    names, read_only = value.get("tool_names"), value.get("read_only")
+    if read_only is not None:
+        check(f"{where}.", read_only, FLAG, "read_only")
+    return ToolFilter(
+        tool_names=None if names is None else _names(names, f"{where}.tool_names"),
+        read_only=read_only,
+    )
+
+
+def _names(value: Any, where: str) -> tuple[str, ...]:
+    is_list = isinstance(value, list) and len(value) <= _MOST_NAMES
+    if not is_list or not all(isinstance(name, str) and 0 < len(name) <= 128 for name in value):
+        raise _wrong(where, f"must be a list of at most {_MOST_NAMES} names of tools")
+    return tuple(value)
+
+
+def _approval(
+    value: Any, where: str
+) -> tuple[Approval | None, ToolFilter | None, ToolFilter | None]:
+    if value is None:
+        return None, None, None
+    if isinstance(value, str):
+        if value not in list(Approval):
+            raise _wrong(where, f"must be {', '.join(Approval)} or an object of filters")
+        return Approval(value), None, None
+    check("", value, OBJECT, where)
+    for name in value.keys() - set(Approval):
+        raise _wrong(f"{where}.{name:.60}", "is not supported")
+    both = [value.get(name) for name in (Approval.ALWAYS, Approval.NEVER)]
+    if all(each is None for each in both):
+        return None, None, None
+    always, never = (
+        None if each is None else _filter(each, f"{where}.{name}")
+        for name, each in zip((Approval.ALWAYS, Approval.NEVER), both, strict=True)
+    )
+    return None, always, never
+
+
+def _wrong(where: str, reason: str) -> InvalidJob:
+    return InvalidJob(f"{where} {reason}", where)

@@ -1,0 +1,165 @@
+"""The steps that the tools of a request become: `list-tools` before the predictor, `tools` after it. Pure.
+
+Called by the broker's intake beside `inline_steps`, and by the api. Tools are named by a request (entries of
+`type: "mcp"`), or bound by the operator to a model's name: its plan then has `list-tools` with the setting
+`servers: [LABEL, ...]`, and `tools`.
+"""
+
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Any, Final
+
+from eventing.errors import InvalidJob
+from eventing.job.job import JobRequest
+from eventing.job.plan import LIST_TOOLS_STEP, TOOLS_STEP, Hold, Pipelines, Plan, PlannedStep
+from eventing.job.tools.asked import CREDENTIALS, AskedServer, asked_servers, check_own_names
+from eventing.job.tools.limits import ToolLimits
+from eventing.job.tools.server import Approval, ToolConfig, ToolServer
+
+SERVERS: Final = "servers"
+"""Setting of both steps: the servers, each as an entry of `tools`; in a plan of pipelines.yaml labels alone."""
+ASKS: Final = "asks"
+"""Setting of `tools`: who decides about a call that needs a decision (`Asks`)."""
+LIMITS: Final = "limits"
+"""Setting of `tools`: what bounds the job's loop, by the names of `ToolLimits`."""
+_CHAT: Final = "/v1/chat/completions"
+
+
+class Asks(StrEnum):
+    """Who decides about a call of a job that needs a person's decision, and how."""
+
+    JOB = "job"  #: the job waits, and goes on when it was decided
+    RESPONSE = "response"  #: the response ends, and the next one brings the decision
+    NOBODY = "nobody"  #: no one can be asked: such a call is not run
+
+
+def tool_steps(
+    request: JobRequest,
+    pipelines: Pipelines,
+    config: ToolConfig,
+    tenant: str,
+    asks: Asks = Asks.JOB,
+) -> tuple[PlannedStep, ...]:
+    """The steps `list-tools` and `tools` of a request, with their settings; none for most. Raises `InvalidJob` for
+    what its tenant may not use, and for what is not served.
+    """
+    planned = pipelines.get(request.model)
+    bound = planned.step(LIST_TOOLS_STEP) if planned else None
+    tools = request.body.get("tools") if request.url == _CHAT else None
+    asked = asked_servers(tools) if tools else ()
+    if not asked and bound is None:
+        return ()
+    if request.url != _CHAT:
+        raise InvalidJob(f"url: a model with tools answers {_CHAT} alone", "url")
+    servers = (*_bound_servers(bound), *asked)
+    labels = [each.label for each in servers]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise _refused(f"the model has a server {label} of its own")
+    check_own_names(tools, labels)
+    _check_request(request.body)
+    serving = config.serving(tenant)
+    for server in servers:
+        _check_server(server, config, serving, tenant)
+        if asks is Asks.NOBODY and _may_ask(server, serving.get(server.label)):
+            raise _refused(
+                f"calls of {server.label} need approval, and a call of this form can not ask for one"
+            )
+    own = planned.step(TOOLS_STEP) if planned else None
+    return _steps(servers, bound, own, _limits(request.body, own), asks)
+
+
+def check_hold(plan: Plan | None) -> None:
+    """Raises `InvalidJob` for a plan with server tools that holds its answer back: its turns would be held with it."""
+    if plan is not None and plan.step(TOOLS_STEP) is not None and plan.hold is not Hold.NONE:
+        raise InvalidJob(
+            f"body.tools: the steps of this model hold its answer back (hold: {plan.hold}), and tools can not be "
+            "run with that",
+            "body.tools",
+        )
+
+
+def servers_in(step: PlannedStep) -> tuple[AskedServer, ...]:
+    """The servers in the settings of `list-tools` or `tools` of a job."""
+    return asked_servers(list(step.settings.get(SERVERS, ())), SERVERS)
+
+
+def asks_of(plan: Plan | None) -> Asks:
+    """Who decides, of a job with this plan."""
+    step = plan.step(TOOLS_STEP) if plan else None
+    return Asks(step.settings.get(ASKS, Asks.JOB)) if step else Asks.JOB
+
+
+def _steps(
+    servers: Sequence[AskedServer],
+    bound: PlannedStep | None,
+    own: PlannedStep | None,
+    limits: Mapping[str, int],
+    asks: Asks,
+) -> tuple[PlannedStep, ...]:
+    listed = [each.to_dict() for each in servers]
+    settings: dict[str, Any] = {**(own.settings if own else {}), SERVERS: listed, ASKS: str(asks)}
+    if limits:
+        settings[LIMITS] = dict(limits)
+    before = {**(bound.settings if bound else {}), SERVERS: listed}
+    return (
+        PlannedStep(name=LIST_TOOLS_STEP, settings=before),
+        PlannedStep(name=TOOLS_STEP, settings=settings),
+    )
+
+
+def _bound_servers(step: PlannedStep | None) -> tuple[AskedServer, ...]:
+    """The servers that the operator bound to the model."""
+    named = step.settings.get(SERVERS) if step else ()
+    if not isinstance(named, list | tuple) or not all(isinstance(each, str) for each in named):
+        raise _refused("the plan of this model has no list of labels in the settings of list-tools")
+    return tuple(AskedServer(label=label) for label in named)
+
+
+def _check_server(
+    server: AskedServer, config: ToolConfig, serving: Mapping[str, ToolServer], tenant: str
+) -> None:
+    if not server.url and server.label not in serving:
+        known = ", ".join(sorted(serving)) or "none"
+        raise _refused(f"no server {server.label} is configured for you; there are: {known}")
+    if server.url and not config.allows_urls(tenant):
+        raise _refused(f"{server.label}: you may not name servers by address (server_url)")
+    if server.url and server.label in config.servers:
+        raise _refused(f"{server.label} is the label of a server of the operator's")
+
+
+def _may_ask(server: AskedServer, configured: ToolServer | None) -> bool:
+    """True where a call of the server can need approval by what is configured and asked."""
+    if configured is not None and not server.url:
+        asked = server.approval is Approval.ALWAYS or server.always or server.never
+        return configured.approval is Approval.ALWAYS or bool(asked)
+    return not server.never_asks
+
+
+def _check_request(body: Mapping[str, Any]) -> None:
+    if body.get("n") not in (None, 1):
+        raise InvalidJob("body.n must be 1 beside tools that are run here", "body.n")
+    for place, tool in enumerate(body.get("tools") or ()):
+        for name in CREDENTIALS:
+            if isinstance(tool, Mapping) and tool.get("type") == "mcp" and tool.get(name):
+                where = f"body.tools[{place}].{name}"
+                raise InvalidJob(
+                    f"{where} is taken by POST /v1/jobs and /v1/responses alone, which seal it",
+                    where,
+                )
+
+
+def _limits(body: Mapping[str, Any], own: PlannedStep | None) -> dict[str, int]:
+    """The limits of the model's plan, and of the request where they are lower."""
+    configured = own.settings.get(LIMITS) if own else None
+    limits = {**configured} if isinstance(configured, Mapping) else {}
+    asked = {"max_calls": body.get("max_tool_calls")}
+    if body.get("parallel_tool_calls") is False:
+        asked["parallel"] = 1
+    capped = ToolLimits().capped(limits).capped(asked)
+    names = [name for name in asked if asked[name] is not None]
+    return limits | {name: getattr(capped, name) for name in names}
+
+
+def _refused(reason: str) -> InvalidJob:
+    return InvalidJob(f"body.tools: {reason}", "body.tools")

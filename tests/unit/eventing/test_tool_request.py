@@ -1,0 +1,279 @@
+"""The tool servers that a request asks for, and the steps that they become."""
+
+from typing import Any
+
+import orjson
+import pytest
+
+from eventing.errors import InvalidJob
+from eventing.job.job import JobRequest, parse_request
+from eventing.job.pipelines.document import parse_pipelines
+from eventing.job.plan import LIST_TOOLS_STEP, TOOLS_STEP, Plan, PlannedStep
+from eventing.job.tools.asked import (
+    AskedServer,
+    ToolFilter,
+    asked_servers,
+    credentials_in,
+    raw_without_credentials,
+    without_credentials,
+)
+from eventing.job.tools.request import Asks, asks_of, check_hold, servers_in, tool_steps
+from eventing.job.tools.server import Approval, parse_tools
+
+CANARY = "sk-canary-7f3a"
+CONFIG = parse_tools(
+    {
+        "servers": {
+            "files": {"url": "http://files.tools/mcp", "approval": "never"},
+            "mail": {"url": "http://mail.tools/mcp", "tenants": ["acme"]},
+        },
+        "urls": {"tenants": ["acme"]},
+    }
+)
+PIPELINES = parse_pipelines(
+    {
+        "agent": {
+            "steps": [
+                {"step": "list-tools", "settings": {"servers": ["files"]}},
+                {"step": "tools", "settings": {"limits": {"max_calls": 5}}},
+            ]
+        }
+    }
+)
+
+
+def request(*tools: object, model: str = "m", **more: object) -> JobRequest:
+    body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": "x"}], **more}
+    if tools:
+        body["tools"] = list(tools)
+    return parse_request({"url": "/v1/chat/completions", "body": body})
+
+
+def mcp(label: str = "files", **more: object) -> dict[str, object]:
+    return {"type": "mcp", "server_label": label, **more}
+
+
+def steps(*tools: object, tenant: str = "acme", **more: Any) -> tuple[PlannedStep, ...]:
+    asks = more.pop("asks", Asks.JOB)
+    return tool_steps(request(*tools, **more), PIPELINES, CONFIG, tenant, asks)
+
+
+def test_a_request_without_servers_gets_no_steps() -> None:
+    function = {"type": "function", "function": {"name": "f"}}
+
+    assert steps() == ()
+    assert steps(function) == ()
+
+
+def test_servers_become_two_steps_that_have_what_was_asked() -> None:
+    tool = mcp(
+        allowed_tools={"tool_names": ["read"], "read_only": True},
+        require_approval={"never": {"tool_names": ["read"]}},
+        server_description="files of a team",
+    )
+    before, after = steps(tool, max_tool_calls=3, parallel_tool_calls=False)
+
+    assert (before.name, after.name) == (LIST_TOOLS_STEP, TOOLS_STEP)
+    assert not before.is_after
+    assert after.is_after
+    (server,) = servers_in(before)
+    assert servers_in(after) == (server,)
+    assert server == AskedServer(
+        label="files",
+        description="files of a team",
+        allowed=ToolFilter(tool_names=("read",), read_only=True),
+        never=ToolFilter(tool_names=("read",)),
+    )
+    assert after.settings["limits"] == {"max_calls": 3, "parallel": 1}
+    assert after.settings["asks"] == "job"
+    assert asks_of(Plan(steps=(before, after))) is Asks.JOB
+
+
+def test_a_model_name_brings_the_servers_that_the_operator_bound_to_it() -> None:
+    before, after = steps(model="agent", tenant="other", max_tool_calls=9)
+
+    assert [each.label for each in servers_in(before)] == ["files"]
+    assert after.settings["limits"] == {"max_calls": 5}
+    assert [s.label for s in servers_in(steps(mcp("mail"), model="agent")[0])] == ["files", "mail"]
+
+
+@pytest.mark.parametrize(
+    ("tools", "tenant", "word"),
+    [
+        ([mcp("mail")], "other", "no server mail"),
+        ([mcp("nothere")], "acme", "there are: files, mail"),
+        ([mcp("own", server_url="https://a.example/mcp")], "other", "may not name servers"),
+        ([mcp("files", server_url="https://a.example/mcp")], "acme", "label of a server of the op"),
+        ([mcp(authorization=CANARY)], "acme", "seal it"),
+        ([mcp(headers={"x-key": CANARY})], "acme", "seal it"),
+    ],
+)
+def test_what_a_tenant_may_not_use_is_refused_by_name(
+    tools: list[object], tenant: str, word: str
+) -> None:
+    with pytest.raises(InvalidJob, match=word) as refused:
+        steps(*tools, tenant=tenant)
+    assert refused.value.field.startswith("body.tools")
+    assert CANARY not in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("tool", "field"),
+    [
+        (mcp("a__b"), "server_label"),
+        (mcp("a_"), "server_label"),
+        (mcp(""), "server_label"),
+        ({"type": "mcp"}, "server_label"),
+        (mcp(server_url="ftp://x"), "server_url"),
+        (mcp(server_url="https://user:pw@x.example/mcp"), "server_url"),
+        (mcp(server_url=7), "server_url"),
+        (mcp(connector_id="connector_gmail"), "connector_id"),
+        (mcp(tunnel_id="t"), "tunnel_id"),
+        (mcp(defer_loading=True), "defer_loading"),
+        (mcp(allowed_tools="all"), "allowed_tools"),
+        (mcp(allowed_tools=[1]), "allowed_tools"),
+        (mcp(allowed_tools={"names": []}), "allowed_tools.names"),
+        (mcp(allowed_tools={"read_only": "yes"}), "allowed_tools.read_only"),
+        (mcp(require_approval="sometimes"), "require_approval"),
+        (mcp(require_approval={"often": {}}), "require_approval.often"),
+        (mcp(require_approval={"never": ["x"]}), "require_approval.never"),
+        (mcp(authorization=f"{CANARY}\n"), "authorization"),
+        (mcp(headers={"Host": CANARY}), "headers"),
+        (mcp(headers={"Mcp-Session-Id": CANARY}), "headers"),
+        (mcp(headers={"x-a": "1", "X-A": CANARY}), "headers"),
+        (mcp(headers={"x": f"{CANARY}\r\n"}), "headers"),
+        (mcp(authorization=CANARY, headers={"Authorization": "y"}), "headers"),
+        (mcp(colour="red"), "colour"),
+    ],
+)
+def test_an_invalid_entry_is_refused_by_the_name_of_its_field(
+    tool: dict[str, object], field: str
+) -> None:
+    with pytest.raises(InvalidJob) as refused:
+        asked_servers([tool])
+    assert refused.value.field == f"body.tools[0].{field}"
+    assert CANARY not in refused.value.message
+
+
+def test_a_label_that_is_there_twice_is_refused() -> None:
+    with pytest.raises(InvalidJob, match="twice"):
+        asked_servers([mcp("a"), mcp("a")])
+    with pytest.raises(InvalidJob, match="files of its own"):
+        steps(mcp("files"), model="agent")
+
+
+@pytest.mark.parametrize("model", ["m", "agent"])
+def test_a_function_of_the_caller_can_not_have_the_name_of_a_servers_tool(model: str) -> None:
+    function = {"type": "function", "function": {"name": "files__read"}}
+    other = {"type": "function", "function": {"name": "file__read"}}
+    tools = [mcp()] if model == "m" else []
+
+    with pytest.raises(InvalidJob, match="files__read"):
+        steps(function, *tools, model=model)
+    assert steps(other, *tools, model=model)
+
+
+@pytest.mark.parametrize(
+    ("tool", "operator", "is_read_only", "found"),
+    [
+        (mcp(), None, False, "always"),
+        (mcp(), Approval.NEVER, False, "never"),
+        (mcp(), Approval.ALWAYS, False, "always"),
+        (mcp(require_approval="never"), Approval.ALWAYS, False, "always"),
+        (mcp(require_approval="always"), Approval.NEVER, False, "always"),
+        (mcp(require_approval="never"), None, False, "never"),
+        (mcp(require_approval={"never": {"read_only": True}}), None, True, "never"),
+        (mcp(require_approval={"never": {"read_only": True}}), None, False, "always"),
+        (mcp(require_approval={"never": {"tool_names": ["read"]}}), None, False, "never"),
+        (mcp(require_approval={"never": {"tool_names": ["write"]}}), None, False, "always"),
+        (mcp(require_approval={"always": {"tool_names": ["write"]}}), None, False, "always"),
+        (
+            mcp(require_approval={"always": {"tool_names": ["read"]}, "never": {}}),
+            None,
+            False,
+            "always",
+        ),
+    ],
+)
+def test_of_request_and_operator_the_stricter_says_what_needs_approval(
+    tool: dict[str, object], operator: Approval | None, is_read_only: bool, found: str
+) -> None:
+    (server,) = asked_servers([tool])
+
+    asked = server.approval_of("read", is_read_only=is_read_only, operator=operator)
+
+    assert asked == found
+    assert asked_servers([server.to_dict()]) == (server,)
+
+
+@pytest.mark.parametrize(
+    "tool",
+    [
+        mcp("mail"),
+        mcp("mail", require_approval="never"),
+        mcp("own", server_url="https://a.example/mcp"),
+        mcp("own", server_url="https://a.example/mcp", require_approval={"never": {}}),
+        mcp("files", require_approval="always"),
+    ],
+)
+def test_where_no_person_can_be_asked_a_server_whose_calls_need_approval_is_refused(
+    tool: dict[str, object],
+) -> None:
+    with pytest.raises(InvalidJob, match="approval"):
+        steps(tool, asks=Asks.NOBODY)
+
+
+def test_a_server_whose_calls_need_no_approval_is_used_where_no_person_can_be_asked() -> None:
+    own = mcp("own", server_url="https://a.example/mcp", require_approval="never")
+
+    assert steps(own, mcp("files"), asks=Asks.NOBODY)[1].settings["asks"] == "nobody"
+
+
+def test_a_plan_that_holds_its_answer_back_has_no_server_tools() -> None:
+    whole = PlannedStep(name="validate-output", settings={"mode": "block"})
+    plan = Plan(steps=()).with_step(whole)
+    for step in steps(mcp()):
+        plan = plan.with_step(step)
+
+    with pytest.raises(InvalidJob, match="hold: whole"):
+        check_hold(plan)
+    check_hold(Plan(steps=(whole,)))
+
+
+def test_only_chats_have_tools() -> None:
+    other = JobRequest(url="/v1/completions", body={"model": "agent", "prompt": "x"})
+
+    with pytest.raises(InvalidJob, match="chat"):
+        tool_steps(other, PIPELINES, CONFIG, "acme")
+
+
+def test_several_answers_are_not_made_with_tools() -> None:
+    with pytest.raises(InvalidJob) as refused:
+        steps(mcp(), n=2)
+    assert refused.value.field == "body.n"
+
+
+def test_credentials_are_taken_out_of_a_request() -> None:
+    tools = [
+        mcp("a", authorization=CANARY, headers={"x-key": "k"}),
+        mcp("b", headers={"Authorization": "Basic zzz"}),
+        mcp("c"),
+        {"type": "function", "function": {"name": "headers"}},
+    ]
+
+    assert credentials_in(tools) == {
+        "a": {"x-key": "k", "authorization": f"Bearer {CANARY}"},
+        "b": {"Authorization": "Basic zzz"},
+    }
+    assert without_credentials(tools) == [mcp("a"), mcp("b"), mcp("c"), tools[3]]
+    assert without_credentials("x") == "x"
+
+
+def test_the_data_of_a_refused_event_is_kept_without_its_credentials() -> None:
+    line = {"url": "x", "body": {"tools": [mcp(authorization=CANARY), 7]}}
+
+    kept = raw_without_credentials(orjson.dumps(line))
+
+    assert orjson.loads(kept) == {"url": "x", "body": {"tools": [mcp(), 7]}}
+    assert raw_without_credentials(b'{"authorization": "' + CANARY.encode()) == b"null"
+    assert raw_without_credentials(b"not json") == b"not json"
