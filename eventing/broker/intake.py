@@ -20,7 +20,7 @@ from eventing.job.moderation.inline import inline_steps
 from eventing.job.pipelines.fallback import NO_FALLBACKS, Fallbacks, fallback_word
 from eventing.job.plan import NO_PIPELINES, TOOLS_STEP, Pipelines, Plan, PlannedStep, plan_for
 from eventing.job.store import JobIntake, NewJob, Publication
-from eventing.job.tools.request import Asks, asks_of, check_hold, tool_steps
+from eventing.job.tools.request import OnApproval, check_hold, on_approval_of, tool_steps
 from eventing.job.tools.server import NO_TOOLS, ToolConfig
 from eventing.store.job_record import fresh
 from eventing.store.vector_store.query import RETRIEVE_STEP
@@ -78,7 +78,7 @@ class Intake:
         """
         if new.plan is None:
             plan = self.plan_of(new.request.model, new.skip_steps)
-            own = (*new.own_steps, *self._asked_steps(new.request, new.tenant, new.asks))
+            own = (*new.own_steps, *self._asked_steps(new.request, new.tenant, new.on_approval))
             new = replace(new, plan=_with_steps(plan, own))
             check_hold(new.plan)
         if self._fallbacks and not (new.plan and new.plan.first):
@@ -153,9 +153,11 @@ class Intake:
         """The plan that a new job of a model is given. Raises `InvalidJob` as `submit`."""
         return plan_for(self._pipelines, model, skip_steps)
 
-    def _asked_steps(self, request: JobRequest, tenant: str, asks: Asks) -> tuple[PlannedStep, ...]:
+    def _asked_steps(
+        self, request: JobRequest, tenant: str, on_approval: OnApproval
+    ) -> tuple[PlannedStep, ...]:
         """The steps that a request asks for."""
-        tools = tool_steps(request, self._pipelines, self._tools, tenant, asks)
+        tools = tool_steps(request, self._pipelines, self._tools, tenant, on_approval)
         return (*inline_steps(request, self._pipelines), *tools)
 
     async def redrive(self, job: Job, request: JobRequest | None) -> bool:
@@ -164,7 +166,7 @@ class Intake:
         """
         again, plan = replace(job, attempt=job.attempt + 1, deadline_ms=0), None
         if request is not None:
-            own = self._asked_steps(request, job.tenant, asks_of(job.plan))
+            own = self._asked_steps(request, job.tenant, on_approval_of(job.plan))
             plan = _with_steps(self.plan_of(request.model), own)
             check_hold(plan)
             step = plan.first if plan else ""

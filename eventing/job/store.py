@@ -17,7 +17,7 @@ from eventing.job.cache import CacheAsk, CacheUse
 from eventing.job.job import DEFAULT_TENANT, Job, JobError, JobId, JobRequest, JobState, Lane
 from eventing.job.plan import Hold, Plan, PlannedStep, StepStatus
 from eventing.job.tools.call import CallState
-from eventing.job.tools.request import Asks
+from eventing.job.tools.request import OnApproval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,9 @@ class NewJob:
     own_steps: tuple[PlannedStep, ...] = ()  #: steps that its request asks for
     fallback: str = ""  #: as in a record (`eventing.job.pipelines.fallback`)
     only_kept: bool = False  #: only a kept answer can serve it: a limit stands against running it
-    asks: Asks = Asks.JOB  #: who decides about a call of a tool that needs a person's decision
+    on_approval: OnApproval = (
+        OnApproval.WAIT
+    )  #: what becomes of it when a call of a tool needs a decision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -42,7 +42,7 @@ def triggers(
     unknown = [{"not": {"exact": {"model": model}}} for model in {**models, **pipelines}]
     planned = {step.name: None for plan in pipelines.values() for step in plan.steps}
     asked = (SEARCH_STEP, RETRIEVE_STEP, *inline_names(pipelines))
-    if tools != NO_TOOLS:
+    if tools.queues:
         asked = (*asked, LIST_TOOLS_STEP, TOOLS_STEP)
     steps = {**dict.fromkeys(asked), **planned} if steps_url else planned
     return [
@@ -53,7 +53,7 @@ def triggers(
         *(_plans(name, steps_url) for name in pipelines),
         *(_step(name, steps_url) for name in steps),
         *([_vector_stores(steps_url)] if steps_url else []),
-        *([_tool_calls(tools, steps_url)] if steps_url and tools != NO_TOOLS else []),
+        *(_tool_calls(tools, label, steps_url) for label in tools.queues),
         _trigger(
             STRAYS,
             filters=[{"exact": {"type": REQUESTED}}, *unknown],
@@ -119,20 +119,21 @@ def _vector_stores(steps_url: str) -> Manifest:
     )
 
 
-def _tool_calls(tools: ToolConfig, steps_url: str) -> Manifest:
-    """Calls of tools. A delivery is held for as long as its call: one send at most, as a call that may not be sent
-    again is never sent twice.
-    """
-    longest_ms = max((each.timeout_ms for each in tools.servers.values()), default=60_000)
+def _tool_calls(tools: ToolConfig, label: str, steps_url: str) -> Manifest:
+    """Calls of one server's tools, so that a slow one holds up no other."""
+    server = tools.servers.get(label)
+    longest_s = (
+        -(-tools.queues[label] // 1000) + 30
+    )  # a send that runs into its limit is settled after it
     return _trigger(
-        "tools",
-        filters=[{"exact": {"type": CALLED}}],
+        f"tool-{label}",
+        filters=[{"exact": {"type": CALLED, "toolserver": label}}],
         subscriber=steps_url,
         delivery={
-            **_delivery(retry=STEP_RETRY, backoff_s=1, timeout_s=longest_ms // 1000 + 60),
+            **_delivery(retry=STEP_RETRY, backoff_s=1, timeout_s=longest_s),
             "backoffPolicy": "exponential",
         },
-        parallelism=STEP_PARALLELISM,
+        parallelism=server.parallelism if server else STEP_PARALLELISM,
     )
 
 

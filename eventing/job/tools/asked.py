@@ -76,23 +76,17 @@ MCP_TOOL_SCHEMA: Final[Schema] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolFilter:
-    """Some of a server's tools: those of these names, or those that say they are read-only, or both."""
+    """Some of a server's tools: those of these names, or those that are read-only, or both. An empty one names none."""
 
     tool_names: tuple[str, ...] | None = None
     read_only: bool | None = None
 
     def has(self, tool: str, *, is_read_only: bool) -> bool:
         """True for a tool that the filter means."""
+        if self.tool_names is None and self.read_only is None:
+            return False
         is_named = self.tool_names is None or tool in self.tool_names
         return is_named and self.read_only in (None, is_read_only)
-
-    def to_dict(self) -> dict[str, Any]:
-        record: dict[str, Any] = {}
-        if self.tool_names is not None:
-            record["tool_names"] = list(self.tool_names)
-        if self.read_only is not None:
-            record["read_only"] = self.read_only
-        return record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,56 +98,14 @@ class AskedServer:
     label: str
     url: str = ""
     description: str = ""
-    allowed: ToolFilter | None = None
-    approval: Approval | None = None  #: what the request says of all its tools; None for nothing
-    always: ToolFilter | None = None
-    never: ToolFilter | None = None
+    allowed: ToolFilter | None = None  #: None for all
+    require_approval: str | Mapping[str, Any] | None = (
+        None  #: as the request has it; None where it says nothing
+    )
 
     def allows(self, tool: str, *, is_read_only: bool) -> bool:
-        """True for a tool that the model is to know."""
+        """True for a tool that the model is to know. `is_read_only` is what the server says of it."""
         return self.allowed is None or self.allowed.has(tool, is_read_only=is_read_only)
-
-    def approval_of(
-        self, tool: str, *, is_read_only: bool, operator: Approval | None = None
-    ) -> Approval:
-        """When a call of the tool needs a decision: what the operator says of its own server (`operator`) and what
-        the request says, of both the stricter. A request that says nothing of the operator's server leaves it to
-        the operator; one that names a server by address has every call approved.
-        """
-        asked = self._asked(tool, is_read_only=is_read_only)
-        if operator is None:
-            return asked or Approval.ALWAYS
-        return Approval.ALWAYS if Approval.ALWAYS in (operator, asked) else Approval.NEVER
-
-    @property
-    def never_asks(self) -> bool:
-        """True where the request wants no call approved."""
-        return self.approval is Approval.NEVER
-
-    def _asked(self, tool: str, *, is_read_only: bool) -> Approval | None:
-        if self.approval is not None:
-            return self.approval
-        if self.always is not None and self.always.has(tool, is_read_only=is_read_only):
-            return Approval.ALWAYS
-        if self.never is not None and self.never.has(tool, is_read_only=is_read_only):
-            return Approval.NEVER
-        return None if self.always is None and self.never is None else Approval.ALWAYS
-
-    def to_dict(self) -> dict[str, Any]:
-        """As it stands in the settings of a step: a valid entry of `tools`."""
-        record: dict[str, Any] = {"type": MCP, "server_label": self.label}
-        if self.url:
-            record["server_url"] = self.url
-        if self.description:
-            record["server_description"] = self.description
-        if self.allowed is not None:
-            record["allowed_tools"] = self.allowed.to_dict()
-        if self.approval is not None:
-            record["require_approval"] = str(self.approval)
-        filters = {"always": self.always, "never": self.never}
-        if asked := {name: each.to_dict() for name, each in filters.items() if each is not None}:
-            record["require_approval"] = asked
-        return record
 
 
 def asked_servers(tools: Any, where: str = "body.tools") -> tuple[AskedServer, ...]:
@@ -205,15 +157,14 @@ def asked_server(tool: Mapping[str, Any], where: str) -> AskedServer:
     description = tool.get("server_description") or ""
     check(f"{where}.", description, TEXT, "server_description")
     _check_credentials(tool, where)
-    approval, always, never = _approval(tool.get("require_approval"), f"{where}.require_approval")
+    approval = tool.get("require_approval")
+    _check_approval(approval, f"{where}.require_approval")
     return AskedServer(
         label=tool["server_label"],
         url=_url(tool.get("server_url"), f"{where}.server_url"),
         description=description,
         allowed=_allowed(tool.get("allowed_tools"), f"{where}.allowed_tools"),
-        approval=approval,
-        always=always,
-        never=never,
+        require_approval=approval,
     )
 
 
@@ -330,26 +281,16 @@ def _names(value: Any, where: str) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _approval(
-    value: Any, where: str
-) -> tuple[Approval | None, ToolFilter | None, ToolFilter | None]:
-    if value is None:
-        return None, None, None
-    if isinstance(value, str):
-        if value not in list(Approval):
-            raise _wrong(where, f"must be {', '.join(Approval)} or an object of filters")
-        return Approval(value), None, None
-    check("", value, OBJECT, where)
+def _check_approval(value: Any, where: str) -> None:
+    if value is None or value in list(Approval):
+        return
+    if not isinstance(value, Mapping):
+        raise _wrong(where, f"must be {', '.join(Approval)} or an object of filters")
     for name in value.keys() - set(Approval):
         raise _wrong(f"{where}.{name:.60}", "is not supported")
-    both = [value.get(name) for name in (Approval.ALWAYS, Approval.NEVER)]
-    if all(each is None for each in both):
-        return None, None, None
-    always, never = (
-        None if each is None else _filter(each, f"{where}.{name}")
-        for name, each in zip((Approval.ALWAYS, Approval.NEVER), both, strict=True)
-    )
-    return None, always, never
+    for name, each in value.items():
+        if each is not None:
+            _filter(each, f"{where}.{name}")
 
 
 def _wrong(where: str, reason: str) -> InvalidJob:

@@ -5,7 +5,7 @@ Called by the broker's intake beside `inline_steps`, and by the api. Tools are n
 `servers: [LABEL, ...]`, and `tools`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final
 
@@ -17,20 +17,18 @@ from eventing.job.tools.limits import ToolLimits
 from eventing.job.tools.server import Approval, ToolConfig, ToolServer
 
 SERVERS: Final = "servers"
-"""Setting of both steps: the servers, each as an entry of `tools`; in a plan of pipelines.yaml labels alone."""
-ASKS: Final = "asks"
-"""Setting of `tools`: who decides about a call that needs a decision (`Asks`)."""
+"""Setting of both steps: labels of servers that the operator bound to the model."""
+ON_APPROVAL: Final = "on_approval"
 LIMITS: Final = "limits"
-"""Setting of `tools`: what bounds the job's loop, by the names of `ToolLimits`."""
 _CHAT: Final = "/v1/chat/completions"
 
 
-class Asks(StrEnum):
-    """Who decides about a call of a job that needs a person's decision, and how."""
+class OnApproval(StrEnum):
+    """What a job does whose call needs a person's decision: a setting of the step `tools`, made of the request."""
 
-    JOB = "job"  #: the job waits, and goes on when it was decided
-    RESPONSE = "response"  #: the response ends, and the next one brings the decision
-    NOBODY = "nobody"  #: no one can be asked: such a call is not run
+    WAIT = "wait"  #: it waits, in progress; the jobs API and events
+    END = "end"  #: it ends completed, and a follow-up goes on; Responses
+    FAIL = "fail"  #: it fails by name, since no person is there to ask; batches, chat completions
 
 
 def tool_steps(
@@ -38,7 +36,7 @@ def tool_steps(
     pipelines: Pipelines,
     config: ToolConfig,
     tenant: str,
-    asks: Asks = Asks.JOB,
+    on_approval: OnApproval = OnApproval.WAIT,
 ) -> tuple[PlannedStep, ...]:
     """The steps `list-tools` and `tools` of a request, with their settings; none for most. Raises `InvalidJob` for
     what its tenant may not use, and for what is not served.
@@ -51,22 +49,26 @@ def tool_steps(
         return ()
     if request.url != _CHAT:
         raise InvalidJob(f"url: a model with tools answers {_CHAT} alone", "url")
-    servers = (*_bound_servers(bound), *asked)
-    labels = [each.label for each in servers]
+    labels = (*_bound_labels(bound), *(each.label for each in asked))
     for label in labels:
         if labels.count(label) > 1:
             raise _refused(f"the model has a server {label} of its own")
     check_own_names(tools, labels)
     _check_request(request.body)
     serving = config.serving(tenant)
-    for server in servers:
+    for server in (*map(_bound, _bound_labels(bound)), *asked):
         _check_server(server, config, serving, tenant)
-        if asks is Asks.NOBODY and _may_ask(server, serving.get(server.label)):
+        if on_approval is OnApproval.FAIL and _may_ask(server, serving.get(server.label)):
             raise _refused(
                 f"calls of {server.label} need approval, and a call of this form can not ask for one"
             )
     own = planned.step(TOOLS_STEP) if planned else None
-    return _steps(servers, bound, own, _limits(request.body, own), asks)
+    settings = {**(own.settings if own else {}), ON_APPROVAL: str(on_approval)}
+    settings.update({LIMITS: limits} if (limits := _limits(request.body, own)) else {})
+    return (
+        bound or PlannedStep(name=LIST_TOOLS_STEP),
+        PlannedStep(name=TOOLS_STEP, settings=settings),
+    )
 
 
 def check_hold(plan: Plan | None) -> None:
@@ -79,41 +81,22 @@ def check_hold(plan: Plan | None) -> None:
         )
 
 
-def servers_in(step: PlannedStep) -> tuple[AskedServer, ...]:
-    """The servers in the settings of `list-tools` or `tools` of a job."""
-    return asked_servers(list(step.settings.get(SERVERS, ())), SERVERS)
-
-
-def asks_of(plan: Plan | None) -> Asks:
-    """Who decides, of a job with this plan."""
+def on_approval_of(plan: Plan | None) -> OnApproval:
+    """What a job with this plan does."""
     step = plan.step(TOOLS_STEP) if plan else None
-    return Asks(step.settings.get(ASKS, Asks.JOB)) if step else Asks.JOB
+    return OnApproval(step.settings.get(ON_APPROVAL, OnApproval.WAIT)) if step else OnApproval.WAIT
 
 
-def _steps(
-    servers: Sequence[AskedServer],
-    bound: PlannedStep | None,
-    own: PlannedStep | None,
-    limits: Mapping[str, int],
-    asks: Asks,
-) -> tuple[PlannedStep, ...]:
-    listed = [each.to_dict() for each in servers]
-    settings: dict[str, Any] = {**(own.settings if own else {}), SERVERS: listed, ASKS: str(asks)}
-    if limits:
-        settings[LIMITS] = dict(limits)
-    before = {**(bound.settings if bound else {}), SERVERS: listed}
-    return (
-        PlannedStep(name=LIST_TOOLS_STEP, settings=before),
-        PlannedStep(name=TOOLS_STEP, settings=settings),
-    )
-
-
-def _bound_servers(step: PlannedStep | None) -> tuple[AskedServer, ...]:
+def _bound_labels(step: PlannedStep | None) -> tuple[str, ...]:
     """The servers that the operator bound to the model."""
-    named = step.settings.get(SERVERS) if step else ()
+    named = step.settings.get(SERVERS, ()) if step else ()
     if not isinstance(named, list | tuple) or not all(isinstance(each, str) for each in named):
-        raise _refused("the plan of this model has no list of labels in the settings of list-tools")
-    return tuple(AskedServer(label=label) for label in named)
+        raise _refused("the settings of list-tools of this model have no list of labels")
+    return tuple(named)
+
+
+def _bound(label: str) -> AskedServer:
+    return AskedServer(label=label)
 
 
 def _check_server(
@@ -130,10 +113,11 @@ def _check_server(
 
 def _may_ask(server: AskedServer, configured: ToolServer | None) -> bool:
     """True where a call of the server can need approval by what is configured and asked."""
-    if configured is not None and not server.url:
-        asked = server.approval is Approval.ALWAYS or server.always or server.never
-        return configured.approval is Approval.ALWAYS or bool(asked)
-    return not server.never_asks
+    if configured is None or server.url:
+        return server.require_approval != Approval.NEVER
+    return configured.approval is Approval.ALWAYS or (
+        server.require_approval not in (None, Approval.NEVER)
+    )
 
 
 def _check_request(body: Mapping[str, Any]) -> None:

@@ -17,8 +17,8 @@ from eventing.job.tools.asked import (
     raw_without_credentials,
     without_credentials,
 )
-from eventing.job.tools.request import Asks, asks_of, check_hold, servers_in, tool_steps
-from eventing.job.tools.server import Approval, parse_tools
+from eventing.job.tools.request import OnApproval, check_hold, on_approval_of, tool_steps
+from eventing.job.tools.server import parse_tools
 
 CANARY = "sk-canary-7f3a"
 CONFIG = parse_tools(
@@ -54,8 +54,8 @@ def mcp(label: str = "files", **more: object) -> dict[str, object]:
 
 
 def steps(*tools: object, tenant: str = "acme", **more: Any) -> tuple[PlannedStep, ...]:
-    asks = more.pop("asks", Asks.JOB)
-    return tool_steps(request(*tools, **more), PIPELINES, CONFIG, tenant, asks)
+    on_approval = more.pop("on_approval", OnApproval.WAIT)
+    return tool_steps(request(*tools, **more), PIPELINES, CONFIG, tenant, on_approval)
 
 
 def test_a_request_without_servers_gets_no_steps() -> None:
@@ -66,35 +66,42 @@ def test_a_request_without_servers_gets_no_steps() -> None:
 
 
 def test_servers_become_two_steps_that_have_what_was_asked() -> None:
-    tool = mcp(
-        allowed_tools={"tool_names": ["read"], "read_only": True},
-        require_approval={"never": {"tool_names": ["read"]}},
-        server_description="files of a team",
-    )
-    before, after = steps(tool, max_tool_calls=3, parallel_tool_calls=False)
+    before, after = steps(mcp(), max_tool_calls=3, parallel_tool_calls=False)
 
     assert (before.name, after.name) == (LIST_TOOLS_STEP, TOOLS_STEP)
     assert not before.is_after
     assert after.is_after
-    (server,) = servers_in(before)
-    assert servers_in(after) == (server,)
+    assert before.settings == {}
+    assert after.settings == {"on_approval": "wait", "limits": {"max_calls": 3, "parallel": 1}}
+    assert on_approval_of(Plan(steps=(before, after))) is OnApproval.WAIT
+
+
+def test_an_entry_says_which_tools_the_model_is_to_know() -> None:
+    approval = {"never": {"tool_names": ["read"]}}
+    allowed = {"tool_names": ["read", "write"], "read_only": True}
+    (server,) = asked_servers(
+        [mcp(allowed_tools=allowed, require_approval=approval, server_description="of a team")]
+    )
+
     assert server == AskedServer(
         label="files",
-        description="files of a team",
-        allowed=ToolFilter(tool_names=("read",), read_only=True),
-        never=ToolFilter(tool_names=("read",)),
+        description="of a team",
+        allowed=ToolFilter(tool_names=("read", "write"), read_only=True),
+        require_approval=approval,
     )
-    assert after.settings["limits"] == {"max_calls": 3, "parallel": 1}
-    assert after.settings["asks"] == "job"
-    assert asks_of(Plan(steps=(before, after))) is Asks.JOB
+    assert server.allows("read", is_read_only=True)
+    assert not server.allows("write", is_read_only=False)
+    assert not server.allows("other", is_read_only=True)
+    assert asked_servers([mcp()])[0].allows("other", is_read_only=False)
+    assert not asked_servers([mcp(allowed_tools={})])[0].allows("read", is_read_only=True)
 
 
 def test_a_model_name_brings_the_servers_that_the_operator_bound_to_it() -> None:
     before, after = steps(model="agent", tenant="other", max_tool_calls=9)
 
-    assert [each.label for each in servers_in(before)] == ["files"]
+    assert before.settings == {"servers": ["files"]}
     assert after.settings["limits"] == {"max_calls": 5}
-    assert [s.label for s in servers_in(steps(mcp("mail"), model="agent")[0])] == ["files", "mail"]
+    assert steps(mcp("mail"), model="agent")[0] == before
 
 
 @pytest.mark.parametrize(
@@ -174,39 +181,6 @@ def test_a_function_of_the_caller_can_not_have_the_name_of_a_servers_tool(model:
 
 
 @pytest.mark.parametrize(
-    ("tool", "operator", "is_read_only", "found"),
-    [
-        (mcp(), None, False, "always"),
-        (mcp(), Approval.NEVER, False, "never"),
-        (mcp(), Approval.ALWAYS, False, "always"),
-        (mcp(require_approval="never"), Approval.ALWAYS, False, "always"),
-        (mcp(require_approval="always"), Approval.NEVER, False, "always"),
-        (mcp(require_approval="never"), None, False, "never"),
-        (mcp(require_approval={"never": {"read_only": True}}), None, True, "never"),
-        (mcp(require_approval={"never": {"read_only": True}}), None, False, "always"),
-        (mcp(require_approval={"never": {"tool_names": ["read"]}}), None, False, "never"),
-        (mcp(require_approval={"never": {"tool_names": ["write"]}}), None, False, "always"),
-        (mcp(require_approval={"always": {"tool_names": ["write"]}}), None, False, "always"),
-        (
-            mcp(require_approval={"always": {"tool_names": ["read"]}, "never": {}}),
-            None,
-            False,
-            "always",
-        ),
-    ],
-)
-def test_of_request_and_operator_the_stricter_says_what_needs_approval(
-    tool: dict[str, object], operator: Approval | None, is_read_only: bool, found: str
-) -> None:
-    (server,) = asked_servers([tool])
-
-    asked = server.approval_of("read", is_read_only=is_read_only, operator=operator)
-
-    assert asked == found
-    assert asked_servers([server.to_dict()]) == (server,)
-
-
-@pytest.mark.parametrize(
     "tool",
     [
         mcp("mail"),
@@ -220,13 +194,15 @@ def test_where_no_person_can_be_asked_a_server_whose_calls_need_approval_is_refu
     tool: dict[str, object],
 ) -> None:
     with pytest.raises(InvalidJob, match="approval"):
-        steps(tool, asks=Asks.NOBODY)
+        steps(tool, on_approval=OnApproval.FAIL)
 
 
 def test_a_server_whose_calls_need_no_approval_is_used_where_no_person_can_be_asked() -> None:
     own = mcp("own", server_url="https://a.example/mcp", require_approval="never")
 
-    assert steps(own, mcp("files"), asks=Asks.NOBODY)[1].settings["asks"] == "nobody"
+    assert (
+        steps(own, mcp("files"), on_approval=OnApproval.FAIL)[1].settings["on_approval"] == "fail"
+    )
 
 
 def test_a_plan_that_holds_its_answer_back_has_no_server_tools() -> None:
