@@ -51,26 +51,6 @@ class StoreSettings(BaseSettings):
     tools_file: Path | None = None
     """YAML with the tool servers that jobs may call (docs/tools.md). Api, broker and steps need the same."""
 
-    tools_file: Path | None = None
-    """YAML with the tool servers of this installation, and which tenants may name servers by address (docs/tools.md).
-    Api, broker and steps need the same.
-    """
-
-    @cached_property
-    def tools(self) -> ToolConfig:
-        """The tool servers in that file; none without one."""
-        return load_tools(self.tools_file) if self.tools_file else NO_TOOLS
-
-    @field_validator("tools_file")
-    @classmethod
-    def _check_tools(cls, path: Path | None) -> Path | None:
-        if path is not None:
-            try:
-                load_tools(path)
-            except BadRequest as error:
-                raise ValueError(error.message) from error
-        return path
-
     @cached_property
     def plans(self) -> Pipelines:
         """The plans in that file; none without one."""
