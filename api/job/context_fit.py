@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from api.job.catalog import Catalog
 from api.job.compaction import compacted
-from api.job.response_request import Ask
+from api.job.response.request import Ask
 from eventing.store.conversation.messages import Message, compaction_item, messages_of
 
 _MESSAGE_TOKENS: Final = 4

@@ -13,7 +13,7 @@ import orjson
 
 from api.auth.principal import Principal
 from api.job.context_fit import fitted
-from api.job.response_request import NOT_ADDED, Ask, conversation_of, parse_ask
+from api.job.response.request import NOT_ADDED, Ask, conversation_of, parse_ask
 from api.job.submission import SubmitDeps, keyed_job_id, submit
 from api.job.submit_options import SubmitOptions, parse_submit_options, skip_steps_of
 from api.view.response import RECORD, job_id_of, output_items, record_of

@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 from api.auth.principal import Scope
 from api.http.metadata import METADATA, check_metadata
 from api.http.parameter import AFTER, LIMIT, ORDER, Parameter
-from api.job.response_request import input_items
+from api.job.response.request import input_items
 from api.openapi.operation import Body
 from api.routes.files import keyed_hex
 from api.routes.jobs import json_response

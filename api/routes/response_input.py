@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 from api.auth.principal import Scope
 from api.job.compaction import CompactionView, compaction_line, compaction_view
 from api.job.conversation import field_of_call, history_of, read_ask, with_stored_items
-from api.job.response_request import input_items
+from api.job.response.request import input_items
 from api.job.submission import submit
 from api.job.submit_options import SUBMIT_HEADERS, parse_submit_options
 from api.openapi.operation import Body

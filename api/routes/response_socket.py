@@ -22,7 +22,7 @@ from api.http.problem import openai_error, openai_status
 from api.http.shutdown import ShuttingDown
 from api.job.conversation import chat_line, read_ask, said_in, submit_response
 from api.job.live import moments
-from api.job.response_request import Ask, flag
+from api.job.response.request import Ask, flag
 from api.job.stream_position import StreamBroken
 from api.routes.held import cancel_if_possible
 from api.routes.responses import ResponseDeps

@@ -19,7 +19,7 @@ from api.http.protocol import writer_of
 from api.http.sse import LINE_LIMIT_BYTES, frame
 from api.job.conversation import named_items, read_ask, stored_response, submit_response
 from api.job.live import moments, write_directly
-from api.job.response_request import REQUEST_SCHEMA
+from api.job.response.request import REQUEST_SCHEMA
 from api.job.stream_position import StreamBroken
 from api.job.submission import SubmitDeps
 from api.openapi.operation import Body, Text

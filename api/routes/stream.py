@@ -14,9 +14,9 @@ from api.http.protocol import ResponseWriter
 from api.http.sse import LINE_LIMIT_BYTES, frame, last_comment
 from api.job.live import LiveDeps, Moment, moments, write_directly
 from api.job.stream_position import StreamFault
+from api.view.items.retrieval import LinkFilters
 from api.view.job import JobView, job_view
 from api.view.outlook import outlook_view
-from api.view.retrieval import LinkFilters
 from eventing.errors import BadRequest, NotFound, Unavailable
 from eventing.job.answer_links import link_hosts
 from eventing.job.call.reasoning import entries_with_both_names

@@ -9,8 +9,8 @@ from typing import Any, Final
 import orjson
 
 from api.limit.service_tier import used_tier
+from api.view.items.retrieval import LinkFilters
 from api.view.outcome import CallFailed, answer_id, answer_of, grounding_in, moderation_in
-from api.view.retrieval import LinkFilters
 from eventing.job.answer_links import link_hosts
 from eventing.job.call.reasoning import choice_with_both_names
 from eventing.job.job import CONTENT_FILTER, Job

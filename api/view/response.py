@@ -11,9 +11,9 @@ from typing_extensions import TypedDict
 
 from api.http.described import described
 from api.limit.service_tier import used_tier
+from api.view.items.retrieval import annotations, search_item
 from api.view.job import public_metadata
 from api.view.outcome import grounding_in, moderation_in
-from api.view.retrieval import annotations, search_item
 from eventing.errors import NotFound
 from eventing.job.answer_links import shown_text
 from eventing.job.job import CONTENT_FILTER, Job, JobId, JobState

@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from api.view.chunk import delta_of, pieces_of
+from api.view.items.retrieval import RETRIEVE, LinkFilters, annotations, search_item
 from api.view.response import (
     Item,
     call_item,
@@ -21,7 +22,6 @@ from api.view.response import (
     status_of,
     text_part,
 )
-from api.view.retrieval import RETRIEVE, LinkFilters, annotations, search_item
 from eventing.job.answer_links import link_hosts
 from eventing.job.job import Job, JobState
 from eventing.job.plan import StepStatus

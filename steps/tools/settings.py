@@ -5,20 +5,12 @@ Written by `eventing.job.tools.request` for a request that names servers, or by 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from enum import StrEnum
 from typing import Any, Final
 
 from eventing.errors import BadRequest
 from eventing.job.tools.limits import ToolLimits
+from eventing.job.tools.request import OnApproval
 from eventing.job.tools.server import LABEL
-
-
-class OnApproval(StrEnum):
-    """What a job does whose call needs a decision."""
-
-    WAIT = "wait"  #: it waits, in progress; the jobs API and events
-    END = "end"  #: it ends completed, and a follow-up goes on; Responses
-    FAIL = "fail"  #: it fails by name, since no person is there to ask; batches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

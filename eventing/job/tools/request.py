@@ -96,7 +96,8 @@ def _bound_labels(step: PlannedStep | None) -> tuple[str, ...]:
 
 
 def _bound(label: str) -> AskedServer:
-    return AskedServer(label=label)
+    """The operator alone says what of it needs approval."""
+    return AskedServer(label=label, require_approval=Approval.NEVER)
 
 
 def _check_server(
@@ -113,11 +114,8 @@ def _check_server(
 
 def _may_ask(server: AskedServer, configured: ToolServer | None) -> bool:
     """True where a call of the server can need approval by what is configured and asked."""
-    if configured is None or server.url:
-        return server.require_approval != Approval.NEVER
-    return configured.approval is Approval.ALWAYS or (
-        server.require_approval not in (None, Approval.NEVER)
-    )
+    of_operator = configured.approval if configured and not server.url else Approval.NEVER
+    return of_operator == Approval.ALWAYS or server.require_approval != Approval.NEVER
 
 
 def _check_request(body: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from api.job.response_request import input_items, parse_ask
+from api.job.response.request import input_items, parse_ask
 from eventing.errors import InvalidJob
 from eventing.store.conversation.messages import messages_of
 

@@ -188,6 +188,7 @@ def test_a_function_of_the_caller_can_not_have_the_name_of_a_servers_tool(model:
         mcp("own", server_url="https://a.example/mcp"),
         mcp("own", server_url="https://a.example/mcp", require_approval={"never": {}}),
         mcp("files", require_approval="always"),
+        mcp("files"),
     ],
 )
 def test_where_no_person_can_be_asked_a_server_whose_calls_need_approval_is_refused(
@@ -201,7 +202,10 @@ def test_a_server_whose_calls_need_no_approval_is_used_where_no_person_can_be_as
     own = mcp("own", server_url="https://a.example/mcp", require_approval="never")
 
     assert (
-        steps(own, mcp("files"), on_approval=OnApproval.FAIL)[1].settings["on_approval"] == "fail"
+        steps(own, mcp("files", require_approval="never"), on_approval=OnApproval.FAIL)[1].settings[
+            "on_approval"
+        ]
+        == "fail"
     )
 
 

@@ -1,12 +1,12 @@
 """The tools of a response, as a chat completion and its steps have them. Pure.
 
-Called by `api.job.response_request`.
+Called by `api.job.response.request`.
 """
 
 from collections.abc import Mapping
 from typing import Any, Final
 
-from api.view.retrieval import RESULTS
+from api.view.items.retrieval import RESULTS
 from eventing.errors import BadRequest, InvalidJob
 from eventing.job.call.rule import check, one_of
 from eventing.job.plan import PlannedStep

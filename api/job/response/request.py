@@ -8,14 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from api.job.response_tools import (
+from api.job.response.tools import (
     FILE_SEARCH,
     tool_options,
     without_hosted_tools,
     without_search,
 )
 from api.view.conversation import whole_item
-from api.view.retrieval import RESULTS
+from api.view.items.retrieval import RESULTS
 from eventing.errors import InvalidJob
 from eventing.job.call.fields import PENALTIES, SAMPLING, SHAPING
 from eventing.job.call.moderation import MODERATION, MODERATION_SCHEMA, check_moderation
