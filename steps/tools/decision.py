@@ -21,11 +21,12 @@ from eventing.job.tools.call import (
     arguments_digest,
 )
 from eventing.job.tools.limits import StoppedBy, calls_so_far
+from eventing.job.tools.request import OnApproval
 from eventing.job.tools.server import ToolServer
 from eventing.job.tools.tool_list import PinnedServer, PinnedTool, pinned_servers
 from steps.tools.approval import BUILT_IN, reason_to_ask, tainting_origins
 from steps.tools.built_in import BUILT_IN_SERVER
-from steps.tools.settings import OnApproval, ToolSettings
+from steps.tools.settings import ToolSettings
 
 _NO_MORE: Final = "No tool can be called any more. Answer with what you have."
 _TOLD: Final[Mapping[StoppedBy, str]] = {

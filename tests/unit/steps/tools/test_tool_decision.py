@@ -9,10 +9,11 @@ import pytest
 from eventing.job.job import Job, JobId, JobRequest, JobState
 from eventing.job.tools.call import CallState, EffectClass, ToolCall, Turn, arguments_digest
 from eventing.job.tools.limits import ToolLimits
+from eventing.job.tools.request import OnApproval
 from eventing.job.tools.server import Approval, ServerKind, ToolServer
 from eventing.job.tools.tool_list import PinnedServer, PinnedTool, to_json
 from steps.tools.decision import ApprovalImpossible, decide, effect_of
-from steps.tools.settings import OnApproval, ToolSettings, parse_tool_settings
+from steps.tools.settings import ToolSettings, parse_tool_settings
 
 NOW_MS = 1_000_000
 SETTINGS = ToolSettings()
