@@ -113,8 +113,9 @@ NO_LEASE: Final = Lease(JobId(""), 0, "")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Acquired:
-    """The answer to `acquire`. The stream holds `token_count` tokens of earlier attempts, from which this one
-    continues; `void_count` earlier tokens were discarded. `hold` says what its readers are shown before the end.
+    """The answer to `acquire`. The stream holds `token_count` tokens, those from `turn_begin` on of earlier attempts at
+    the present turn, from which this one continues; `void_count` earlier tokens were discarded. `hold` says what its
+    readers are shown before the end.
     """
 
     status: AcquireStatus
@@ -123,6 +124,7 @@ class Acquired:
     void_count: int = 0
     lease_left_ms: int = 0
     hold: Hold = Hold.NONE
+    turn_begin: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -237,6 +237,7 @@ class RedisStore:
                     token_count=tokens,
                     void_count=void,
                     hold=known_value(Hold, answer[4].decode()),
+                    turn_begin=int(answer[5]),
                 )
             case AcquireStatus.HELD:
                 return Acquired(status=status, lease_left_ms=int(answer[1]))

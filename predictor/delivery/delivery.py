@@ -269,12 +269,14 @@ class Deliveries:
         the job starts over, under a lease that says so.
         """
         attempt = leased.attempt
-        if not attempt.token_count:
+        if not attempt.resumed_tokens:
             metrics.TOKENS_REGENERATED.inc(attempt.void_count)
             return leased
-        checkpoint = await read_checkpoint(self._store, attempt.job_id, attempt.token_count)
+        checkpoint = await read_checkpoint(
+            self._store, attempt.job_id, attempt.token_count, begin=attempt.turn_begin
+        )
         metrics.TOKENS_RESUMED.inc(len(checkpoint.token_ids))
-        if len(checkpoint.token_ids) == attempt.token_count:
+        if len(checkpoint.token_ids) == attempt.resumed_tokens:
             return replace(leased, checkpoint=checkpoint)
         _log.warning("checkpoint not whole", action="restart", job_id=attempt.job_id)
         await self._settlement.release(attempt, ReleaseReason.HANDOVER, "handover")
@@ -292,7 +294,7 @@ class Deliveries:
         """Generate and settle; every error is handled."""
         attempt = leased.attempt
         log = _log.bind(job_id=attempt.job_id, attempt=attempt.number)
-        log.info("attempt starts", action="attempt", resumed_tokens=attempt.token_count)
+        log.info("attempt starts", action="attempt", resumed_tokens=attempt.resumed_tokens)
         started_s = self._clock.monotonic_s()
         try:
             if leased.bug is not None:
@@ -336,7 +338,7 @@ class Deliveries:
         """The answer, or why there is none, and its GPU milliseconds."""
         share_s = self._account.share_s()
         attempt = leased.attempt
-        with trace.span("generate", resumed_tokens=attempt.token_count) as span:
+        with trace.span("generate", resumed_tokens=attempt.resumed_tokens) as span:
             result = await generation.run()
             span.set(new_tokens=generation.new_tokens)
         is_kept = _is_kept(result, attempt)
@@ -383,6 +385,7 @@ class Leased:
             token_count=acquired.token_count,
             can_resume=checked is not False,
             void_count=acquired.void_count,
+            turn_begin=acquired.turn_begin,
             is_reported_to_caller=job.source == API_SOURCE,
         )
         bug = checked if isinstance(checked, Exception) else None
@@ -408,7 +411,7 @@ def _request(
         job.request.url,
         job.request.body,
         tenant=job.tenant,
-        idempotency_key=job.id,
+        idempotency_key=f"{job.id}.{len(job.turns)}" if job.turns else job.id,
         lane=job.lane,
         allows_fallback=job.allows_fallback,
         starts_over=starts_over,

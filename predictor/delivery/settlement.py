@@ -92,7 +92,7 @@ class Settlement:
                     refusal = _refused(error, is_reported_to_caller=attempt.is_reported_to_caller)
                     return await self._finish(attempt, refusal), "invalid"
             case Withheld():
-                ending = _withheld(result, attempt.token_count + new_tokens, gpu_ms)
+                ending = _withheld(result, attempt.resumed_tokens + new_tokens, gpu_ms)
                 return await self._finish(attempt, ending), "withheld"
             case EngineFailed(BadRequest() as error):
                 refusal = _refused(error, is_reported_to_caller=attempt.is_reported_to_caller)

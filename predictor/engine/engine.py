@@ -55,7 +55,7 @@ class EngineRequest:
     body: Mapping[str, Any]
     wants_chunks: bool = True  #: False when only the whole body is needed
     tenant: str = ""  #: whose data it is; empty for a direct call
-    idempotency_key: str = ""  #: the same for each attempt of a job
+    idempotency_key: str = ""  #: the same for each attempt at one answer of a job
     lane: str = ""
     allows_fallback: bool = True  #: another provider may answer
     counts_throughout: bool = False  #: each chunk says the usage so far: the answer may be stopped

@@ -35,8 +35,11 @@ class Checkpoint:
     shown: ReplayFilter = field(default_factory=ReplayFilter)
 
 
-async def read_checkpoint(store: JobWorker, job_id: JobId, count: int) -> Checkpoint:
-    """The first `count` tokens of the job's stream. Raises `StoreUnavailable`.
+async def read_checkpoint(
+    store: JobWorker, job_id: JobId, count: int, *, begin: int = 0
+) -> Checkpoint:
+    """The tokens of the job's stream from `begin`, where the present turn begins, up to `count`. Raises
+    `StoreUnavailable`.
 
     An attempt that starts at an index replaces the tokens from there on.
     """
@@ -48,14 +51,14 @@ async def read_checkpoint(store: JobWorker, job_id: JobId, count: int) -> Checkp
             match entry.kind:
                 case EntryKind.ATTEMPT:
                     del ids[entry.index :]
-                    if entry.index == 0:
+                    if entry.index == begin:
                         shown.clear()
                 case EntryKind.TOKENS:
                     ids.extend(entry.token_ids)
                     if entry.delta:
                         shown.note(orjson.loads(entry.delta))
         after = entries[-1].cursor
-    return Checkpoint(tuple(ids[:count]), shown)
+    return Checkpoint(tuple(ids[begin:count]), shown)
 
 
 class CheckpointWriter:

@@ -96,7 +96,8 @@ Result = Answered | EngineFailed | Interrupted
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """A leased job, and how many of its tokens exist already; `void_count` existed and are generated again.
+    """A leased job, and how many of its tokens exist already, those from `turn_begin` on of the answer that is made
+    now; `void_count` existed and are generated again.
 
     `acquired_s` is this host's clock when the lease was requested: it lasts at least until `acquired_s + lease_s`.
     """
@@ -106,6 +107,7 @@ class Attempt:
     token_count: int
     can_resume: bool
     void_count: int = 0
+    turn_begin: int = 0
     is_reported_to_caller: bool = False  #: our api shows the caller why the call was refused
 
     @property
@@ -115,6 +117,11 @@ class Attempt:
     @property
     def number(self) -> int:
         return self.lease.attempt
+
+    @property
+    def resumed_tokens(self) -> int:
+        """Tokens of this answer that earlier attempts made."""
+        return self.token_count - self.turn_begin
 
 
 class Generation:

@@ -3,11 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 
+import orjson
 import pytest
 import pytest_asyncio
 
 from eventing.cloudevent.job_event import job_of
-from eventing.job.store import Lease, LeaseStatus, TokenBatch
+from eventing.job.store import EntryKind, Lease, LeaseStatus, TokenBatch
 from predictor.generation.append_batcher import AppendBatcher
 from predictor.generation.checkpoint import CheckpointWriter, read_checkpoint
 from tests.contract.rig import append
@@ -191,3 +192,23 @@ async def test_tokens_of_an_edited_request_are_not_continued() -> None:
 
     assert checkpoint.token_ids == ()
     assert list(checkpoint.shown.new_deltas([word("old")])) == [word("old")]
+
+
+async def test_a_later_turn_is_continued_from_its_own_tokens_alone() -> None:
+    made = await rig(0.001)
+    record = made.store._records[made.job_id]
+    said = orjson.dumps([word("first")]).decode()
+    record.write(1, EntryKind.ATTEMPT)
+    record.write(1, EntryKind.TOKENS, token_ids=(1, 2, 3), delta=said)
+    record.write(1, EntryKind.TURN, turn=1, index=3)
+    record.write(1, EntryKind.ATTEMPT, index=3)
+    record.write(1, EntryKind.TOKENS, index=3, token_ids=(7, 8), delta=said)
+    record.write(1, EntryKind.ATTEMPT, index=3, is_restart=True)
+    record.write(1, EntryKind.TOKENS, index=3, token_ids=(4,), delta=orjson.dumps([word("se")]))
+    record.write(1, EntryKind.ATTEMPT, index=4)
+
+    checkpoint = await read_checkpoint(made.store, made.job_id, 4, begin=3)
+
+    assert checkpoint.token_ids == (4,)
+    # What the first turn said, and what was void, hides nothing of the present turn.
+    assert list(checkpoint.shown.new_deltas([word("second")])) == [word("cond")]
