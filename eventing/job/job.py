@@ -6,7 +6,7 @@ enforced by the Lua scripts in `eventing/redis/scripts`; `tests/contract` checks
 
 import hashlib
 import secrets
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from enum import StrEnum
@@ -188,6 +188,8 @@ class Job:
         ""  #: the pinned lists of its tool servers (`eventing.job.tools.tool_list`), as JSON
     )
     turn_begin: int = 0  #: the place in the token stream at which the present turn begins
+    epoch: int = 0  #: raised by an edited redrive of a job that had turns; part of each call's key
+    late_results: Sequence[Mapping[str, Any]] = ()  #: results that came too late: noted, never used
 
     @property
     def stream_id(self) -> JobId:
@@ -208,6 +210,12 @@ class Job:
         """What the job waits for between two turns; None where it does not."""
         is_between = self.turns and not self.state.is_terminal and not self.turns[-1].is_done
         return self.turns[-1].phase if is_between else None
+
+    @property
+    def calls_in_doubt(self) -> int:
+        """Calls of the newest turn that were sent and have no result: they may have happened."""
+        calls = self.turns[-1].calls if self.turns else ()
+        return sum(call.state.may_have_run for call in calls)
 
     @property
     def is_validating(self) -> bool:

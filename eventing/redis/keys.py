@@ -17,6 +17,8 @@ DEADLINES: Final = f"{PREFIX}:deadlines"
 """Jobs that have not ended, by their deadline."""
 LEAVING: Final = f"{PREFIX}:leaving"
 """Ended jobs and the names of their tenants' lists, by when their records expire."""
+APPROVALS_DUE: Final = f"{PREFIX}:approvals:due"
+"""Tool calls that wait for a person, by when they wait no more: `<job id> <turn>.<place>`."""
 UNARCHIVED: Final = f"{PREFIX}:unarchived"
 """Ended jobs whose result and tokens are to go to the object store, by the time of the next try."""
 ENDED: Final = f"{PREFIX}:ended"
@@ -117,6 +119,11 @@ def semantic_mark(job_id: JobId) -> str:
 
 def jobs_of(tenant: str) -> str:
     return f"{PREFIX}:jobs:{escape(tenant)}"
+
+
+def approvals_of(tenant: str) -> str:
+    """The tenant's tool calls that wait for a person, as in `APPROVALS_DUE`."""
+    return f"{PREFIX}:approvals:of:{escape(tenant)}"
 
 
 def dead_letters_of(tenant: str) -> str:

@@ -258,7 +258,7 @@ _TEXTS: Final = (
 """Texts of a record that the job has under the same name."""
 _NUMBERS: Final = (
     *("attempt", "token_count", "created_ms", "started_ms", "first_token_ms", "finished_ms"),
-    *("deadline_ms", "lease_until_ms", "gpu_ms", "turn_begin"),
+    *("deadline_ms", "lease_until_ms", "gpu_ms", "turn_begin", "epoch"),
 )
 """Numbers of a record that the job has under the same name."""
 _RAW_NAMES: Final = {name: name.encode() for name in (*_TEXTS, *_NUMBERS)}
@@ -297,6 +297,7 @@ def parse(job_id: JobId, record: Mapping[bytes, bytes]) -> Job | None:
         pipeline=_pipeline(record.get(b"pipeline", b"")),
         prepared=request_of(record[b"prepared"]) if b"prepared" in record else None,
         turns=turns_of(record),
+        late_results=value(b"late_results") or (),
         candidate=value(b"candidate"),
         candidate_state=known_value(JobState, _text(record, b"candidate_state"))
         if b"candidate_state" in record

@@ -130,8 +130,10 @@ class _Decision:
             message=_message(message, calls),
             usage=usage,
             committed_ms=self._now_ms,
-            epoch=self._job.turns[-1].epoch if self._job.turns else 0,
-            ends=int(self._ends(calls)),
+            epoch=self._job.epoch,
+            ends=int(ends := self._ends(calls)),
+            parallel=self._parallel,
+            ask_ms=self._ask_ms(ends=ends),
             stopped_by=self._stopped or "",
             calls=tuple(calls),
         )
@@ -222,6 +224,11 @@ class _Decision:
             approval_id=approval_item_id(self._job.id, call.turn, call.place),
             expires_ms=self._now_ms + self._limits.approval_ttl_ms,
         )
+
+    def _ask_ms(self, *, ends: bool) -> int:
+        """How long a person is waited for in this turn; 0 where the job can not be asked about."""
+        can_ask = self._settings.on_approval is OnApproval.WAIT or ends
+        return self._limits.approval_ttl_ms if can_ask else 0
 
     def _ends(self, calls: Sequence[ToolCall]) -> bool:
         """True where only the caller can go on: its own functions, or approvals where they end the job."""

@@ -10,6 +10,7 @@ enforced by the scripts in `eventing/redis/scripts`; `tests/contract/test_tools.
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -54,6 +55,11 @@ class CallState(StrEnum):
     CLIENT = "client"  #: final here: the caller's own function, which the caller runs
 
     @property
+    def may_have_run(self) -> bool:
+        """True where the call was sent and no result came."""
+        return self in _IN_DOUBT
+
+    @property
     def is_final(self) -> bool:
         return self in _FINAL
 
@@ -70,6 +76,9 @@ _FINAL: Final = frozenset(
 )
 _WAITING: Final = frozenset(
     {CallState.AWAITING_APPROVAL, CallState.AWAITING_INPUT, CallState.IN_DOUBT}
+)
+_IN_DOUBT: Final = frozenset(
+    {*(CallState.SENT, CallState.ACCEPTED), *(CallState.IN_DOUBT, CallState.UNKNOWN)}
 )
 
 
@@ -104,8 +113,9 @@ class ToolCall:
     tool_digest: str = ""
     timeout_ms: int = 60_000  #: of one send
     max_attempts: int = 3  #: sends, where a call may be sent again
-    sends: int = 0
+    sends: int = 0  #: that may have reached the tool
     owner: str = ""  #: who holds the call's lease
+    lease_number: int = 0  #: of the newest lease; what its holder writes carries it
     lease_until_ms: int = 0
     queued_ms: int = 0
     sent_ms: int = 0  #: of the newest send
@@ -116,9 +126,12 @@ class ToolCall:
     object_ref: str = ""  #: of the whole result, where `output` is a part of it
     output_bytes: int = 0  #: of the whole result
     reason: str = ""  #: why it waits, was not run, was denied, or is in doubt
-    approval_id: str = ""
+    approval_id: str = ""  #: of the newest decision that was asked for; each has its own
+    asked: int = 0  #: how often a decision was asked for
     approver: str = ""  #: who decided
     expires_ms: int = 0  #: of a decision that is awaited
+    question: str = ""  #: what the tool asks its user for, and its state (JSON)
+    answer: str = ""  #: what the user said (JSON)
     token_hash: str = ""  #: of the single-use token with which a later result comes
 
     def to_json(self) -> bytes:
@@ -127,7 +140,7 @@ class ToolCall:
         return orjson.dumps({k: v for k, v in record.items() if v not in ("", 0) or k in _ALWAYS})
 
 
-_ALWAYS: Final = ("turn", "place", "state", "arguments", "sends", "place")
+_ALWAYS: Final = ("turn", "place", "state", "arguments", "sends")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +161,8 @@ class Turn:
     epoch: int = 0  #: raised by a redrive with an edited request, which begins anew
     ends: int = 0  #: 1 where the job ends with this turn once its free calls are done
     stopped_by: str = ""  #: the limit (`StoppedBy`) after which no tool may be called any more
+    parallel: int = 8  #: calls that may run at once
+    ask_ms: int = 0  #: how long a person is waited for; 0 where no one can be asked
     calls: tuple[ToolCall, ...] = ()
 
     def to_json(self) -> bytes:
@@ -164,6 +179,8 @@ class Turn:
                 "epoch": self.epoch,
                 "ends": self.ends,
                 "stopped_by": self.stopped_by,
+                "parallel": self.parallel,
+                "ask_ms": self.ask_ms,
                 "calls": len(self.calls),
             }
         )
@@ -205,9 +222,23 @@ def item_id(job_id: str, turn: int, place: int) -> str:
     return f"mcp_{job_id.removeprefix('job_')}_{turn}_{place}"
 
 
-def approval_item_id(job_id: str, turn: int, place: int) -> str:
-    """The id under which the call is approved."""
-    return f"mcpr_{job_id.removeprefix('job_')}_{turn}_{place}"
+def approval_item_id(job_id: str, turn: int, place: int, asked: int = 1) -> str:
+    """The id under which the call is approved; a later question about it has an id of its own, so that an answer given
+    twice is not taken for the answer to that.
+    """
+    plain = f"mcpr_{job_id.removeprefix('job_')}_{turn}_{place}"
+    return plain if asked == 1 else f"{plain}_{asked}"
+
+
+_APPROVAL_ID: Final = re.compile(r"mcpr_(\w+?)_(\d{1,6})_(\d{1,6})(?:_\d{1,6})?")
+
+
+def call_of_approval(job_id: str, approval_id: str) -> tuple[int, int] | None:
+    """Turn and place of the call that an approval is of; None for an id that is none of this job's."""
+    found = _APPROVAL_ID.fullmatch(approval_id)
+    if found is None or found[1] != job_id.removeprefix("job_"):
+        return None
+    return int(found[2]), int(found[3])
 
 
 def arguments_digest(name: str, arguments: str) -> str:

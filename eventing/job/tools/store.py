@@ -32,7 +32,9 @@ class SendStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sent:
-    """The answer to `send_call`; `send` numbers it, and every later write carries it. `call` is as it is now."""
+    """The answer to `send_call`; `send` numbers its lease, and every later write carries it. `call` is as it is now.
+    `IN_DOUBT` with a call that is still SENT: no one can be asked, so the caller returns it as UNKNOWN.
+    """
 
     status: SendStatus
     job: Job | None = None
@@ -43,8 +45,9 @@ class Sent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallEnd:
-    """How a send ended. `state` is RETURNED, ACCEPTED (with `handle`), AWAITING_INPUT, IN_DOUBT, UNKNOWN, NOT_RUN, or
-    PENDING for one that surely was not carried out and is sent again after its queue's backoff.
+    """How a send ended. `state` is RETURNED, ACCEPTED (with `handle`), AWAITING_INPUT (with `question`), UNKNOWN,
+    NOT_RUN, PENDING for one that surely was not carried out, or IN_DOUBT for one that may have been: by the call's
+    effect class it is then sent again, a person is asked, or it is unknown.
     """
 
     state: CallState
@@ -54,13 +57,17 @@ class CallEnd:
     object_ref: str = ""
     output_bytes: int = 0
     reason: str = ""
-    token_hash: str = ""
+    token_hash: str = (
+        ""  #: of the token that a later result will carry; of a result, of the one that it carries
+    )
+    question: str = ""  #: what the tool asks its user for, and its state (JSON)
 
 
 class ReturnStatus(StrEnum):
     """The answer to a call's result or decision."""
 
     OK = "ok"  #: stored; other calls of the turn are still to end, or the job waits
+    AGAIN = "again"  #: stored; it is to be sent again after its queue's backoff
     NEXT = "next"  #: stored, and the predictor's event is in its queue: the next turn
     ENDED = "ended"  #: stored, and the job ended with its turn
     LATE = "late"  #: another send, a decision or an end was first: noted, not used
@@ -107,17 +114,29 @@ class ToolStore(StepStore, Protocol):
         """
 
     async def queue_calls(
-        self, run: StepRun, publications: Mapping[int, Publication]
+        self,
+        run: StepRun,
+        publications: Mapping[int, Publication],
+        next_turn: Publication = ARRIVED,
     ) -> AdvanceStatus:
-        """Put pending calls of the newest turn into their queues again, by their places: those that are in a queue
-        stay as they are.
+        """Put calls of the newest turn that are not final, and wait for no person, into their queues again, by their
+        places: those that are in a queue, or run under a live lease, stay as they are. A turn that an earlier job left
+        is taken over by this; where none of its calls is to run, the next turn is queued (`next_turn`).
         """
 
     async def send_call(
-        self, job_id: JobId, turn: int, place: int, *, owner: str, lease_ms: int
+        self,
+        job_id: JobId,
+        turn: int,
+        place: int,
+        *,
+        owner: str,
+        lease_ms: int,
+        token_hash: str = "",
     ) -> Sent:
         """Mark a call as sent and take its lease, before it is dialled. A call that was sent before and whose lease has
-        lapsed is in doubt: sent again where its effect class allows, and never otherwise.
+        lapsed is in doubt: sent again where its effect class allows, and never otherwise. Replicas have the mark when
+        this returns, where there are some. `token_hash` is of the token that a later result of this send will carry.
         """
 
     async def renew_call(
@@ -134,8 +153,9 @@ class ToolStore(StepStore, Protocol):
         end: CallEnd,
         publication: Publication = ARRIVED,
     ) -> ReturnStatus:
-        """Store how a send ended, unless a newer one began. When it was the last open call of the turn, the next turn
-        is queued (`publication` is the predictor's event), or the job ends with the turn.
+        """Store how a send ended, unless a newer one began; a result also by the token that it carries. When it was the
+        last open call of the turn, the next turn is queued (`publication` is the predictor's event), or the job ends
+        with the turn.
         """
 
     async def decide(

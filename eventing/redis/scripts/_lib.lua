@@ -10,6 +10,8 @@ local CLOCK, CLOCK_SLACK_MS = 'torpor:clock', 1000
 local SWEEP_AFTER_MS = 10000 -- a note this old was not cleared by its writer
 local REVISIONS = 'torpor:cache:revisions'
 local MOST_FOLLOWERS = 10000 -- of one job
+local APPROVALS_DUE = 'torpor:approvals:due'
+local TOOLS = 'tools' -- the step in which a job waits for its calls
 local SHOWN_RUNS = 20 -- of a step in a token stream: one that waits for a day would fill it
 
 -- Store time in milliseconds.
@@ -54,7 +56,7 @@ end
 local FIELDS = {'state', 'attempt', 'failures', 'token_count', 'history', 'tenant', 'tenant_key', 'model', 'queues', 'lane', 'source',
   'event_id', 'deadline_ms', 'lease_id', 'lease_until_ms', 'started_ms', 'first_token_ms', 'gpu_ms', 'restart', 'sha', 'conversation', 'cache',
   'follows', 'step', 'prepared_sha', 'after', 'after_queues', 'hold', 'candidate_state', 'spent', 'usage', 'url', 'key_id', 'counted_usage',
-  'counted_gpu_ms', 'fallback'}
+  'counted_gpu_ms', 'fallback', 'turns', 'turn_begin', 'epoch', 'calling'}
 local function read_job(key)
   local job = {}
   for i, value in ipairs(redis.call('HMGET', key, unpack(FIELDS))) do job[FIELDS[i]] = value end
@@ -336,8 +338,8 @@ end
 
 local NO_USAGE = '{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}'
 
--- Tokens beside those of the answer: a list of `kind` (`hedged`, `retried`, `repaired`, `cascaded`), model, and both counts. An older version
--- wrote the sum of what was thrown away.
+-- Tokens beside those of the answer: a list of `kind` (`hedged`, `retried`, `repaired`, `cascaded`, `turn`), model, and both counts; of `turn`
+-- the details of both as well. An older version wrote the sum of what was thrown away.
 local function spent_list(spent)
   local list = spent and cjson.decode(spent) or {}
   if list.prompt_tokens or list.completion_tokens then
@@ -345,14 +347,25 @@ local function spent_list(spent)
   end
   return list
 end
+-- Add the counts of one table of details to another; nothing that is no number.
+local DETAILS = {'prompt_tokens_details', 'completion_tokens_details'}
+local function add_details(sum, more, sign)
+  for _, name in ipairs(DETAILS) do
+    for detail, count in pairs(type(more[name]) == 'table' and more[name] or {}) do
+      if type(sum[name]) ~= 'table' then sum[name] = {} end
+      if type(count) == 'number' then sum[name][detail] = math.max(0, (tonumber(sum[name][detail]) or 0) + sign * count) end
+    end
+  end
+end
 local function add_spent(list, kind, model, prompt, completion)
   for _, each in ipairs(list) do
     if each.kind == kind and each.model == model then
       each.prompt_tokens, each.completion_tokens = each.prompt_tokens + prompt, each.completion_tokens + completion
-      return
+      return each
     end
   end
   list[#list + 1] = {kind = kind, model = model, prompt_tokens = prompt, completion_tokens = completion}
+  return list[#list]
 end
 
 -- A usage (JSON) with what was spent beside it, in its sums and in `extra`. `spent` may be missing.
@@ -363,21 +376,28 @@ local function usage_with(usage, spent)
     sum.prompt_tokens = (tonumber(sum.prompt_tokens) or 0) + each.prompt_tokens
     sum.completion_tokens = (tonumber(sum.completion_tokens) or 0) + each.completion_tokens
     sum.total_tokens = (tonumber(sum.total_tokens) or 0) + each.prompt_tokens + each.completion_tokens
+    add_details(sum, each, 1)
   end
   for _, each in ipairs(type(sum.extra) == 'table' and sum.extra or {}) do
-    add_spent(extra, each.kind, each.model, each.prompt_tokens, each.completion_tokens)
+    local at = add_spent(extra, each.kind, each.model, each.prompt_tokens, each.completion_tokens)
+    add_details(at, each, 1)
   end
   sum.extra = #extra > 0 and extra or nil
   return cjson.encode(sum)
 end
 
--- What was spent when an answer of this usage, of a model, is thrown away: all of it.
+-- What was spent when an answer of this usage, of a model, is thrown away, or asked for tools: all of it.
 local function spent_with(usage, kind, model)
   local all = cjson.decode(usage or NO_USAGE)
   local list = type(all.extra) == 'table' and all.extra or {}
   local prompt, completion = tonumber(all.prompt_tokens) or 0, tonumber(all.completion_tokens) or 0
-  for _, each in ipairs(list) do prompt, completion = prompt - each.prompt_tokens, completion - each.completion_tokens end
-  add_spent(list, kind, model, math.max(0, prompt), math.max(0, completion))
+  local own = {}
+  if kind == 'turn' then add_details(own, all, 1) end
+  for _, each in ipairs(list) do
+    prompt, completion = prompt - each.prompt_tokens, completion - each.completion_tokens
+    if kind == 'turn' then add_details(own, each, -1) end
+  end
+  add_details(add_spent(list, kind, model, math.max(0, prompt), math.max(0, completion)), own, 1)
   return cjson.encode(list)
 end
 
@@ -404,6 +424,51 @@ local function used_by(job, fields)
     usage = cjson.encode(rest)
   end
   return usage, string.format('%d', math.max(0, gpu_ms - (job.counted_gpu_ms or 0)))
+end
+
+-- A job that waits for tool calls has the field `calling` (JSON), of its newest turn: `turn`, `epoch`, whether the job `ends` with it (1), how
+-- many calls may run at once (`parallel`), how long a person is waited for (`ask_ms`), since when only people are (`paused_ms`, 0 for not), the
+-- calls' `states` in the order of their places, and by place the `queues` that have a call's event.
+local FINAL = {returned = true, denied = true, not_run = true, unknown = true, client = true}
+local WAITING = {awaiting_approval = true, awaiting_input = true, in_doubt = true}
+local MAY_HAVE_RUN = {sent = true, accepted = true, in_doubt = true, unknown = true}
+local function call_member(job_id, calling, place)
+  return string.format('/torpor/tools\0%s:%d.%d:%d', job_id, calling.turn, place, calling.epoch)
+end
+local function held_field(calling, place) return string.format('held:%d.%d', calling.turn, place) end
+local function approval_member(job_id, calling, place) return string.format('%s %d.%d', job_id, calling.turn, place) end
+local function approvals_of(job) return 'torpor:approvals:of:' .. (job.tenant_key or job.tenant) end
+local function drop_approval(job, job_id, calling, place)
+  local member = approval_member(job_id, calling, place)
+  redis.call('ZREM', APPROVALS_DUE, member)
+  redis.call('ZREM', approvals_of(job), member)
+end
+
+-- Take the calls of a job that ends out of queues and lists. Those that run learn of the end by their leases. What a redrive goes on from
+-- stays.
+local function end_calls(key, job, is_dead)
+  local calling, job_id, fields = cjson.decode(job.calling), string.match(key, '{(.*)}'), {}
+  for i, state in ipairs(calling.states) do
+    local place = i - 1
+    if WAITING[state] then drop_approval(job, job_id, calling, place) end
+    if not FINAL[state] then
+      for _, prefix in ipairs(calling.queues[tostring(place)] or {}) do void_entry(prefix, job.lane, call_member(job_id, calling, place)) end
+    end
+    fields[i] = held_field(calling, place)
+  end
+  redis.call('HDEL', key, unpack(fields))
+  if is_dead then
+    calling.queues, calling.paused_ms = {}, 0
+    redis.call('HSET', key, 'calling', cjson.encode(calling))
+  else
+    redis.call('HDEL', key, 'calling')
+  end
+end
+
+-- A job's deadline, 0 for none: it stands still while only people are awaited.
+local function deadline_of(job)
+  if job.calling and cjson.decode(job.calling).paused_ms > 0 then return 0 end
+  return tonumber(job.deadline_ms or 0)
 end
 
 -- The one way into a terminal state: record, stream, lists, queues, and the entry for the ended stream (docs/adr/0140).
@@ -448,8 +513,9 @@ local function end_job(key, job, state, now, retention_s, dead, outcome, fields)
   redis.call('ZREM', UNSTARTED, job_id)
   unwatch_start(job_id, job.fallback)
   if job.follows then redis.call('ZREM', 'torpor:{' .. job.follows .. '}:followers', job_id) end
-  if job.cache then keep_answer(job_id, list, job, state, now) end
+  if job.cache then keep_answer(job_id, list, job, job.turns and 'failed' or state, now) end -- what tools said is not kept
   if not job.queues then redis.call('ZREM', UNPUBLISHED, job_id) end
+  if job.calling then end_calls(key, job, state == 'failed' and dead == '1') end
   if (job.state == 'queued' or (job.step and job.step ~= '')) and job.queues then
     local member = event_identity(job.source, job.event_id, job.tenant)
     for _, prefix in ipairs(cjson.decode(job.queues)) do void_entry(prefix, job.lane, member) end
@@ -501,11 +567,18 @@ end
 
 -- The error of a job, as JSON.
 local function error_json(code, message) return cjson.encode({code = code, message = message, field = ''}) end
-local LATE = error_json('expired', 'the deadline passed before the job ended')
+local LATE_WORDS = 'the deadline passed before the job ended'
+local LATE = error_json('expired', LATE_WORDS)
 
 -- End a job whose deadline has passed and that has no lease: failed; or, when steps have yet to judge its answer, with it, unless it is held
 -- back. Then it ends without its text.
 local function end_late(key, job, now, retention_s, dead_retention_s, outcome)
+  if job.step == TOOLS and (job.calling or job.candidate_state) then -- what the model said last is no answer
+    local n = 0
+    for _, state in ipairs(job.calling and cjson.decode(job.calling).states or {}) do if MAY_HAVE_RUN[state] then n = n + 1 end end
+    local words = n > 0 and string.format('%s; %d tool %s may have happened', LATE_WORDS, n, n == 1 and 'call' or 'calls') or LATE_WORDS
+    return end_job(key, job, 'failed', now, dead_retention_s, '1', outcome, {'error', error_json('expired', words)})
+  end
   if job.candidate_state then
     return end_judged(key, job, now, retention_s, job.hold and 'content_filter_unavailable' or '', {})
   end

@@ -11,7 +11,7 @@
 local job = read_job(KEYS[1])
 local state = job.state
 if not state then return {'missing'} end
-if ARGV[7] ~= '' and (job.prepared_sha or job.sha) ~= ARGV[7] then return {'other'} end
+if ARGV[7] ~= '' and (job.turns or (job.prepared_sha or job.sha) ~= ARGV[7]) then return {'other'} end -- no event has all turns
 if state ~= 'queued' and state ~= 'in_progress' then return {'terminal'} end
 if job.step and job.step ~= '' then return {'unprepared'} end
 local now = now_ms()
@@ -38,8 +38,9 @@ if ARGV[6] ~= '1' and failures == ARGV[3] - 1 then
   end
 end
 local attempt = job.attempt + 1
-local restarted = job.restart == '1' or (tokens > 0 and ARGV[4] ~= '1')
-local void = restarted and tokens or 0
+local begin = tonumber(job.turn_begin or 0) -- the turns before are committed
+local restarted = job.restart == '1' or (tokens > begin and ARGV[4] ~= '1')
+local void = restarted and tokens - begin or 0
 tokens = tokens - void
 history[#history + 1] = {attempt = attempt, owner = ARGV[1], started_ms = now, resumed_from = tokens}
 redis.call('HSET', KEYS[1], 'state', 'in_progress', 'attempt', attempt, 'failures', failures, 'token_count', tokens,

@@ -17,6 +17,8 @@ if job.attempt ~= ARGV[2] or redis.call('HGET', KEYS[1], 'plan_version') ~= ARGV
   return 'fenced'
 end
 if job.step ~= ARGV[1] then return 'done' end
+local is_turn = job.step == TOOLS and not job.candidate_state
+if (job.calling or is_turn) and (ARGV[9] == '' or ARGV[12] ~= '') then return 'done' end -- its turn was committed; a failure still ends it
 local now, n, verdict = now_ms(), tonumber(ARGV[14]), ARGV[12]
 local kind, thrown = string.match(verdict, '^again (%a+) (.*)$')
 if kind then verdict = 'again' end

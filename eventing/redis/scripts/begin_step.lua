@@ -9,7 +9,7 @@ if not job.state then return {'missing'} end
 if job.state ~= 'queued' and job.state ~= 'in_progress' then return {'terminal'} end
 if not job.step then return {'unplanned'} end
 if job.step ~= ARGV[1] then return {'done'} end
-local now, deadline = now_ms(), tonumber(job.deadline_ms or 0)
+local now, deadline = now_ms(), deadline_of(job)
 if deadline > 0 and now >= deadline then
   end_late(KEYS[1], job, now, ARGV[3], ARGV[2], '')
   return {'expired'}

@@ -5,7 +5,8 @@
 --       5 attempt that the ending is of, '' when it is of none, 6 lease_ms, 7 event record of the first step after the predictor, '' for not
 --       given, 8 recheck_ms, 9.. field, value pairs
 -- gives 'ok' | 'validating' | 'unjudged' (as `finish`) | 'terminal' | 'held' (it has a live lease)
---       | 'fenced' (the ending of an earlier life, or attempt, or the job has an answer, which steps judge) | 'missing'
+--       | 'fenced' (the ending of an earlier life, or attempt, or the job has an answer, which steps judge, or waits for
+--       tool calls) | 'missing'
 local job = read_job(KEYS[1])
 if not job.state then return 'missing' end
 if job.state ~= 'in_progress' and job.state ~= 'queued' then return 'terminal' end
@@ -13,7 +14,7 @@ local now = now_ms()
 if job.state == 'in_progress' and ARGV[4] ~= '1' and lease_left(KEYS[1], job.lease_until_ms, now, ARGV[6]) > 0 then return 'held' end
 local fields, attempt = {unpack(ARGV, 9)}, tonumber(ARGV[5])
 local unjudged = is_unjudged(job, ARGV[1], fields)
-if job.candidate_state and ARGV[4] ~= '1' then return 'fenced' end
+if (job.candidate_state or job.calling) and ARGV[4] ~= '1' then return 'fenced' end
 if unjudged and ARGV[7] == '' then return 'unjudged' end
 if attempt then
   if attempt < tonumber(job.attempt) then

@@ -8,7 +8,10 @@ for _, job_id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT
   local key = 'torpor:{' .. job_id .. '}'
   local job = read_job(key)
   local left = job.state == 'in_progress' and lease_left(key, job.lease_until_ms, now, ARGV[3]) or 0
-  if left > 0 then
+  local is_paused = job.calling and deadline_of(job) == 0
+  if is_paused then
+    redis.call('ZREM', KEYS[1], job_id)
+  elseif left > 0 then
     redis.call('ZADD', KEYS[1], now + left, job_id)
   elseif job.state == 'queued' or job.state == 'in_progress' then
     end_late(key, job, now, ARGV[4], ARGV[2], 'lost')

@@ -64,11 +64,11 @@ class RedisStepStore(RedisStore):
             text = end.prepared.to_json()
             sha = job_record.fingerprint(text, run.tenant)
             args += ["prepared", text, "prepared_sha", sha]
-        if end.tool_list:
-            args += ["tool_list", end.tool_list]
         if end.result is not None:
             is_end = end.verdict is Verdict.ACCEPT
             args += ["result" if is_end else "candidate", orjson.dumps(end.result)]
+        if end.tool_list:
+            args += ["tool_list", end.tool_list]
         args += fallback_args(publication)
         (answer,) = await self._promise([("advance", job_keys(run.job_id), args)])
         return AdvanceStatus(answer.decode())

@@ -1,0 +1,47 @@
+-- Put the calls of a job's newest turn that wait for no person into their queues again, where they do not run. A turn that an earlier job
+-- left is taken over here.
+-- USES _lib _tools
+-- KEYS  1 job hash, 2 token stream
+-- ARGV  1 step, 2 attempt, 3 plan version, 4 recheck_ms, 5 retention_s of a job that ends with it, 6.. the predictor's event: record, '1' to
+--       note that it is unpublished, number of queues, prefixes of their keys; number of calls; then for each its place and its event
+-- gives 'ok' | 'done' (no turn is open) | 'fenced' | 'terminal' | 'missing'
+local key, stream, job = KEYS[1], KEYS[2], read_job(KEYS[1])
+if not job.state then return 'missing' end
+if job.state ~= 'queued' and job.state ~= 'in_progress' then return 'terminal' end
+if job.attempt ~= ARGV[2] or redis.call('HGET', key, 'plan_version') ~= ARGV[3] then
+  redis.call('HINCRBY', key, 'fenced', 1)
+  return 'fenced'
+end
+if job.step ~= ARGV[1] or job.candidate_state or not job.turns then return 'done' end
+local now, job_id = now_ms(), string.match(key, '{(.*)}')
+local calling = job.calling and cjson.decode(job.calling)
+if not calling then
+  local turn = cjson.decode(redis.call('HGET', key, 'turn:' .. job.turns))
+  calling = {turn = turn.number, epoch = turn.epoch or 0, ends = 0, parallel = turn.parallel, ask_ms = turn.ask_ms, paused_ms = 0, states = {}, queues = {}}
+  for place = 0, turn.calls - 1 do calling.states[place + 1] = read_call(key, turn.number, place).state end
+  redis.call('HSET', key, 'state', 'in_progress')
+end
+local take = reader(6)
+local following = read_publication(take)
+for _ = 1, tonumber(take()) do
+  local place = tonumber(take())
+  local publication, state = read_publication(take), calling.states[place + 1]
+  if state == 'pending' then
+    if calling.queues[tostring(place)] then
+      queue_call(job, job_id, calling, place, publication, now, SWEEP_AFTER_MS)
+    else
+      queue_or_hold(key, job, job_id, calling, place, publication, now)
+    end
+  elseif state == 'sent' or state == 'accepted' then
+    local call = read_call(key, calling.turn, place)
+    if (call.lease_until_ms or 0) <= now then queue_call(job, job_id, calling, place, publication, now, SWEEP_AFTER_MS) end
+  end
+end
+local pipeline = redis.call('HGET', key, 'pipeline')
+local before = step_line(pipeline, ARGV[1])
+if before and before.status == 'in_progress' then
+  before.status = 'queued'
+  put_step(key, pipeline, before)
+end
+go_on(key, stream, job, calling, following, now, ARGV[4], ARGV[5])
+return 'ok'

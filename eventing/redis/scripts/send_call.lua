@@ -1,0 +1,51 @@
+-- Mark a call as sent and take its lease, before it is dialled, or say why not. A call that was sent and whose lease has lapsed is in doubt:
+-- it is sent again where its effect class allows; else a person is asked, or the caller is told to give it up.
+-- USES _lib _tools
+-- KEYS  1 job hash, 2 token stream
+-- ARGV  1 turn, 2 place, 3 owner, 4 lease_ms, 5 hash of the token of a later result, '' for none, 6 retention_s of a failed job,
+--       7 retention_s of another, 8 recheck_ms
+-- gives {'sent' | 'poll', lease number} | {'in_doubt', lease number (0: a person was asked)} | {'held', lease_left_ms}
+--       | {'waiting' | 'done' | 'terminal' | 'expired' | 'missing', 0}
+local key, stream, job = KEYS[1], KEYS[2], read_job(KEYS[1])
+if not job.state then return {'missing', 0} end
+if job.state ~= 'queued' and job.state ~= 'in_progress' then return {'terminal', 0} end
+local calling = job.calling and cjson.decode(job.calling)
+if not calling or calling.turn ~= tonumber(ARGV[1]) then return {'done', 0} end
+local state = calling.states[ARGV[2] + 1]
+if not state or FINAL[state] then return {'done', 0} end
+if WAITING[state] then return {'waiting', 0} end
+local now, deadline = now_ms(), deadline_of(job)
+if deadline > 0 and now >= deadline then
+  end_late(key, job, now, ARGV[7], ARGV[6], '')
+  return {'expired', 0}
+end
+local call, lease_ms = read_call(key, calling.turn, ARGV[2]), tonumber(ARGV[4])
+local left = math.min((call.lease_until_ms or 0) - now, lease_ms) -- a store's clock can go back
+if state ~= 'pending' and left > 0 then return {'held', left} end
+local sent = 0
+for _, each in ipairs(calling.states) do if each == 'sent' then sent = sent + 1 end end
+if state == 'pending' and sent >= calling.parallel then return {'held', 1000} end
+
+local answer, sends, is_again = 'sent', call.sends or 0, call.effect == 'read' or call.effect == 'keyed' or call.effect == 'repeatable'
+if state == 'accepted' or (call.handle or '') ~= '' then
+  answer = 'poll'
+elseif state == 'sent' and not (is_again and sends < (call.max_attempts or 3)) then
+  call.reason = is_again and string.format('every send was lost (%d of %d)', sends, call.max_attempts or 3) or 'its lease was lost after it was sent'
+  if not is_again and calling.ask_ms > 0 then
+    ask(job, string.match(key, '{(.*)}'), calling, call, 'in_doubt', now)
+    put_call(key, calling, call)
+    tell(stream, call, now)
+    go_on(key, stream, job, calling, nil, now, ARGV[8], ARGV[7])
+    return {'in_doubt', 0}
+  end
+  answer = 'in_doubt'
+end
+call.owner, call.lease_number, call.lease_until_ms = ARGV[3], (call.lease_number or 0) + 1, now + lease_ms
+if answer == 'sent' then
+  call.state, call.sends, call.sent_ms, call.reason = 'sent', sends + 1, now, ''
+  if ARGV[5] ~= '' then call.token_hash = ARGV[5] end
+end
+put_call(key, calling, call)
+put_calling(key, calling)
+if answer == 'sent' then tell(stream, call, now) end
+return {answer, call.lease_number}
