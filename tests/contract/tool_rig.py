@@ -21,7 +21,7 @@ from eventing.job.tools.call import (
 )
 from eventing.job.tools.store import CallEnd, Decision, ReturnStatus, Sent
 from eventing.redis import keys
-from eventing.store.tools.redis_tools import RedisToolStore
+from eventing.store.steps.redis_tools import RedisToolStore
 from tests.contract.rig import SETTINGS, RedisRig, job_id, new_job
 
 PLAN: Final = Plan(steps=(PlannedStep(name="tools"),))

@@ -1,4 +1,4 @@
-"""The store's interface for turns and tool calls. Implemented by `eventing.store.tools.redis_tools` alone: tools need
+"""The store's interface for turns and tool calls. Implemented by `eventing.store.steps.redis_tools` alone: tools need
 the store in Redis.
 
 Every method is one script, atomic, and raises `StoreUnavailable`. Called by the steps process, and by the api for
