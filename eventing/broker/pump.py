@@ -65,6 +65,8 @@ LONGEST_BLOCK_S: Final = _WAIT_MS / 1000
 _CLAIM_AT_ONCE: Final = 16
 """Largest claim: one script must not block the store for long, and short claims keep to the queue's order."""
 _TIDY_EVERY_S: Final = 5.0
+_GONE_AFTER_MS: Final = 3_600_000
+"""A consumer without events that was silent for this long is forgotten by the next pump that starts."""
 _AFTER_TROUBLE_S: Final = 0.5
 _REPLY_LIMIT_BYTES: Final = 8 * 1024 * 1024
 _ERROR_BODY_BYTES: Final = 1024
@@ -150,7 +152,9 @@ class Pump:
                 self._requests[each.ticket] = each.event
             self._in_flight[each.ticket] = group.create_task(self._handle(each))
         if is_all and not self._stopping.is_set():
-            await self._queue.wait(_WAIT_MS)
+            is_woken = await self._queue.wait(_WAIT_MS)
+            if is_woken and (self._stopping.is_set() or not self._readiness.is_ready):
+                await self._queue.wake()
 
     def _count_prefix(self, claimed: Claimed) -> None:
         if claimed.is_prefix_seen is not None:
@@ -335,15 +339,15 @@ class Pump:
     async def _renew_claims(self) -> None:
         """Renew the claims of what is in flight, so that no other pump takes it, and trim the queue."""
         loop = asyncio.get_running_loop()
-        tidied = loop.time()
+        tidied, gone_after_ms = loop.time(), _GONE_AFTER_MS
         while True:
             await asyncio.sleep(CLAIM_IDLE_MS / 3000)
             with suppress(Unavailable):
                 await self._queue.keep(list(self._in_flight))
                 await self._drop_cancelled()
                 if loop.time() - tidied > _TIDY_EVERY_S:
-                    await self._queue.tidy()
-                    tidied = loop.time()
+                    await self._queue.tidy(gone_after_ms=gone_after_ms)
+                    tidied, gone_after_ms = loop.time(), 0
 
     async def _drop_cancelled(self) -> None:
         """Cancel deliveries whose job was seen cancelled two checks ago. A predictor that runs the job answers by

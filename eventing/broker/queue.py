@@ -9,6 +9,7 @@ or jobs.
 import asyncio
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -122,7 +123,7 @@ class Queue:
         self._draw = draw or random.Random()  # noqa: S311 (a lottery among lanes, not a secret)
         self._key = {part: keys.queue(name, part) for part in _PARTS}
         self.prefix: Final = keys.queue(name, "")  #: prefix of the queue's keys
-        self._last_ticket = "0-0"
+        self._woken_by = ""  #: the ticket that ended the last wait, until the next claim
         self._search = ""
         self._seen = seen  #: of the engine that this consumer alone delivers to
         self._has_others = False
@@ -141,13 +142,15 @@ class Queue:
         """Create stream and group, so that KEDA's triggers read a number from the start."""
         async with failures_named():
             await self._redis.sadd(keys.QUEUES, self._name)
-            try:
-                await self._redis.xgroup_create(
-                    self._key["tickets"], keys.GROUP, id="0", mkstream=True
-                )
-            except ResponseError as error:
-                if "BUSYGROUP" not in str(error):
-                    raise
+            for group in (keys.GROUP, keys.WAKE_GROUP):
+                await self._create_group(group)
+
+    async def _create_group(self, group: str) -> None:
+        try:
+            await self._redis.xgroup_create(self._key["tickets"], group, id="0", mkstream=True)
+        except ResponseError as error:
+            if "BUSYGROUP" not in str(error):
+                raise
 
     @property
     def is_searching(self) -> bool:
@@ -162,7 +165,7 @@ class Queue:
         """
         names = ("tickets", "events", "held", "retry", "tries", *_READY, *_FAIR)
         args: list[Argument] = [keys.GROUP, self._consumer, count, most_bytes]
-        args += [claim_idle_ms, self._search]
+        args += [claim_idle_ms, self._search, self._woken_by]
         args += [LANE_WEIGHTS[lane] for lane in Lane]
         args += [repr(self._draw.random()) for _ in range(count)]
         if self._seen is not None and self._has_others:
@@ -173,10 +176,10 @@ class Queue:
             except ResponseError as error:
                 await self._make_again(error)
                 return []
-        self._last_ticket = answer[0].decode() or self._last_ticket
-        self._search = answer[1].decode()
-        self._has_others = answer[2] == b"1" if answer[2] else self._has_others
-        rows = answer[3:]
+        self._woken_by = ""
+        self._search = answer[0].decode()
+        self._has_others = answer[1] == b"1" if answer[1] else self._has_others
+        rows = answer[2:]
         self._may_wait = len(rows) >= count
         return [self._with_prefix(_claimed(row), row[6].decode()) for row in rows]
 
@@ -186,12 +189,32 @@ class Queue:
         is_seen = self._seen.claim(claimed.ticket, prefix)
         return replace(claimed, is_prefix_seen=is_seen) if prefix else claimed
 
-    async def wait(self, timeout_ms: int) -> None:
-        """Return when an event was put since the last claim, or after the timeout."""
+    async def wait(self, timeout_ms: int) -> bool:
+        """Return when an event was put since the last claim, or after the timeout; True for the one consumer that an
+        event wakes. One that cannot claim it then has to `wake` another.
+        """
+        key = self._key["tickets"]
+        words = ("XREADGROUP", "GROUP", keys.WAKE_GROUP, "all", "COUNT", 1, "BLOCK", timeout_ms)
         async with failures_named():
-            key = self._key["tickets"]
-            words = ("XREAD", "COUNT", 1, "BLOCK", timeout_ms, "STREAMS", key, self._last_ticket)
-            await self._tail_connection.send([words])
+            try:
+                (answer,) = await self._tail_connection.send(
+                    [(*words, "NOACK", "STREAMS", key, ">")]
+                )
+            except ResponseError as error:
+                if "NOGROUP" not in str(error):
+                    raise
+                # Of a queue that the store lost, the next claim makes both groups.
+                with suppress(ResponseError):
+                    await self._redis.xgroup_create(key, keys.WAKE_GROUP, id="0")
+                return False
+        if answer:
+            self._woken_by = answer[0][1][0][0].decode()
+        return bool(answer)
+
+    async def wake(self) -> None:
+        """Wake another consumer that waits: by a ticket that stands for nothing, which a claim drops."""
+        async with failures_named():
+            await self._redis.xadd(self._key["tickets"], {"t": "1"})
 
     def put_call(self, event: Event, *, lane: Lane, tenant: str, is_reply: bool = False) -> Call:
         """The script call that puts `event`; idempotent while the event is in the queue. Send it with
@@ -269,11 +292,14 @@ class Queue:
         # The job of another producer's event has no record until a predictor has received it.
         return [id_ for id_, state in zip(job_ids, states, strict=True) if state == b"cancelled"]
 
-    async def tidy(self) -> None:
-        """Trim the stream's entries that every consumer has acked."""
+    async def tidy(self, *, gone_after_ms: int = 0) -> None:
+        """Trim the stream's entries that every consumer has acked, and forget consumers without events that were
+        silent for `gone_after_ms`; 0 leaves them.
+        """
         async with failures_named():
             try:
-                await run(self._redis, "tidy", [self._key["tickets"]], [keys.GROUP])
+                args: list[Argument] = [keys.GROUP, gone_after_ms]
+                await run(self._redis, "tidy", [self._key["tickets"]], args)
             except ResponseError as error:
                 await self._make_again(error)
 

@@ -3,10 +3,10 @@
 -- USES _lib
 -- KEYS  1 tickets, 2 events, 3 held hash (ticket to member), 4 retry set, 5 tries hash, 6..8 ready sets, 9..11 fair-share hashes
 -- ARGV  1 group, 2 consumer, 3 count, 4 bytes with which a claim is full, 5 claim_idle_ms (0: leave other consumers' events alone),
---       6 the last ticket that the search for those saw, '' at its begin, 7..9 lane weights, 10..9+n one number in [0,1) an event,
---       10+n of a consumer beside others: tickets that it deferred, a bar if its engine has seen anything, and prefixes that it has seen where
+--       6 the last ticket that the search for those saw, '' at its begin, 7 the ticket that woke it since its last claim, '' if none did,
+--       8..10 lane weights, 11..10+n one number in [0,1) an event, 11+n of a consumer beside others: tickets that it deferred, a bar if its engine has seen anything, and prefixes that it has seen where
 --       some may be waiting; ',' before and after each (docs/adr/0325)
--- gives {last ticket id ('' when there may be more), last ticket that the search saw ('' when it is at its end),
+-- gives {last ticket that the search saw ('' when it is at its end),
 --        '1' if the search saw another consumer at work, '0' if it saw none, '' without a search,
 --        {ticket, member, '<enqueued_ms> <record>', tries, refusals, ms since the first refusal, prefix of its prompt (of a consumer beside
 --         others), how often it was passed over}...}
@@ -14,7 +14,7 @@ local group, consumer, count, idle, seen = ARGV[1], ARGV[2], tonumber(ARGV[3]), 
 local now, left = now_ms(), tonumber(ARGV[4])
 local PAGE = 500
 local WINDOW, MOST_PASSES, PASS_MS = 16, 4, 500 -- of the fair order, how many are looked at; how often and for how long one is passed over
-local known, others = ARGV[10 + count], ''
+local known, others = ARGV[11 + count], ''
 local READ = 4 -- records in one read; of those, what is over the bytes of a claim is read in vain
 
 -- Of a ticket that stands for nothing any more, the member is false.
@@ -148,13 +148,13 @@ local many = {#heads[1], #heads[2], #heads[3]}
 for i = 1, math.min(want, many[1] + many[2] + many[3]) do
   local total = 0
   for lane = 1, 3 do
-    if drawn[lane] < many[lane] then total = total + ARGV[6 + lane] end
+    if drawn[lane] < many[lane] then total = total + ARGV[7 + lane] end
   end
-  local draw = ARGV[9 + i] * total
+  local draw = ARGV[10 + i] * total
   for lane = 1, 3 do
     if drawn[lane] < many[lane] then
       lanes[i] = lane
-      draw = draw - ARGV[6 + lane]
+      draw = draw - ARGV[7 + lane]
       if draw < 0 then break end
     end
   end
@@ -202,21 +202,21 @@ for each in pairs(passed_over) do
 end
 if #passes > 0 then redis.call('HSET', KEYS[5], unpack(passes)) end
 if #pairs_held > 0 then redis.call('HSET', KEYS[3], unpack(pairs_held)) end
-local newest = ''
-if want > 0 and most == want and #entries < want then
+-- Nothing is left: consumers that wait are woken by the tickets that come from now on. Who took nothing and was not woken leaves it to others.
+if want > 0 and most == want and #entries < want and (#entries > 0 or ARGV[7] ~= '') then
   local last = entries[#entries] or redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
-  newest = last and last[1] or ''
+  if last and last[1] ~= ARGV[7] then redis.pcall('XGROUP', 'SETID', KEYS[1], 'torpor-wake', last[1]) end
 end
 
 -- What they stand for, and how often that was tried. A ticket that stands for nothing is done with.
-if #tickets == 0 then return {newest, seen, others} end
+if #tickets == 0 then return {seen, others} end
 local names, fields = {}, {}
 for i, member in ipairs(members) do
   names[i] = member or ''
   for _, before in ipairs({'', '\0refused:', '\0refused_ms:', '\0passed:'}) do fields[#fields + 1] = before .. names[i] end
 end
 local before = redis.call('HMGET', KEYS[5], unpack(fields))
-local out, tries = {newest, seen, others}, {}
+local out, tries = {seen, others}, {}
 for i, ticket in ipairs(tickets) do
   if records[names[i]] then
     local tried, refused, refused_ms, passed = unpack(before, 4 * i - 3, 4 * i)

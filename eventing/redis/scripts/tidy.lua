@@ -1,6 +1,16 @@
 -- Cut the ticket stream behind its group: nothing undelivered and nothing pending is ever dropped, so lag stays right.
+-- And forget consumers that are gone: each start of a pump is a new one, and nothing else removes them.
 -- KEYS  1 tickets
--- ARGV  1 group
+-- ARGV  1 group, 2 how long a consumer without events was silent that is gone, in ms (0: leave them)
+if ARGV[2] ~= '0' then
+  for _, row in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
+    local consumer = {}
+    for i = 1, #row, 2 do consumer[row[i]] = row[i + 1] end
+    if consumer.pending == 0 and consumer.idle >= tonumber(ARGV[2]) then
+      redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], consumer.name)
+    end
+  end
+end
 local pending = redis.call('XPENDING', KEYS[1], ARGV[1])
 local floor = pending[2]
 if not floor then

@@ -43,9 +43,9 @@ async def test_claims_are_renewed_often_and_the_queue_is_trimmed_seldom(
         calls["keep"] += 1
         await keep(self, tickets)
 
-    async def tidied(self: Queue) -> None:
+    async def tidied(self: Queue, *, gone_after_ms: int) -> None:
         calls["tidy"] += 1
-        await tidy(self)
+        await tidy(self, gone_after_ms=gone_after_ms)
 
     monkeypatch.setattr(Queue, "keep", kept)
     monkeypatch.setattr(Queue, "tidy", tidied)

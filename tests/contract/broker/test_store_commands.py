@@ -19,7 +19,15 @@ from eventing.store.redis_store import RedisStore
 from tests.contract.broker.stack import NAME, trigger
 from tests.contract.rig import ANSWER, new_job
 
-BOUNDS = {"submit": 11, "claim": 13, "acquire": 6, "append": 6, "finish": 12, "settle": 10}
+BOUNDS = {
+    "submit": 11,
+    "wait": 1,
+    "claim": 13,
+    "acquire": 6,
+    "append": 6,
+    "finish": 12,
+    "settle": 10,
+}
 
 
 def api_job() -> NewJob:
@@ -42,6 +50,7 @@ class Life:
     async def run(self) -> None:
         new = api_job()
         await self._count("submit", self.intake.submit(new))
+        await self._count("wait", self.queue.wait(1000))
         (claimed,) = await self._count("claim", self.queue.claim(16))
         taken = self.store.acquire(new.id, "worker", can_resume=True, expected=new)
         lease: Lease = (await self._count("acquire", taken)).lease
