@@ -1,0 +1,24 @@
+"""A tool as an MCP server: the weather of a city. Stateless, so that it may run from zero and in many replicas.
+
+Run: python mcp_weather.py [PORT], and name it in tools.yaml as `url: http://127.0.0.1:PORT/mcp`.
+"""
+
+import sys
+
+from mcp.server import MCPServer
+from mcp.types import ToolAnnotations
+
+WEATHER = {"oslo": "4 °C, rain", "nairobi": "24 °C, sun", "lima": "18 °C, fog"}
+server = MCPServer("weather", log_level="WARNING")
+
+
+@server.tool(annotations=ToolAnnotations(read_only_hint=True))
+def forecast(city: str) -> str:
+    """The weather of a city today."""
+    return WEATHER.get(city.lower(), f"no weather is known of {city}")
+
+
+if __name__ == "__main__":
+    port = int(sys.argv[1]) if len(sys.argv) > 1 else 9001
+    print(f"listening on http://127.0.0.1:{port}/mcp", flush=True)
+    server.run("streamable-http", port=port, stateless_http=True, json_response=True)
