@@ -5,6 +5,7 @@ Called by `api.__main__` and by tests, which pass fields as arguments.
 
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, FilePath, SecretStr, field_va
 from api.webhook.schedule import SCHEDULE_S
 from eventing.job.capability import Capability
 from eventing.job.plan import EMBED_STEP, MODERATE_STEP, Plan, tiers_of
+from eventing.job.tools.sealed import SealingKeys
 from eventing.process.egress import allow_list
 from eventing.process.setting import FilesUrl, LogLevel, OptionalHttpUrl, RedisUrl, Token
 from eventing.settings import BrokerClientSettings
@@ -234,8 +236,24 @@ class ApiSettings(BrokerClientSettings):
     """Largest share of the GPU time that audits take, with their part of the critic's idle time and starts."""
     audit_window_days: int = Field(30, ge=1, le=90)
     """Days of audited jobs that a rate is made of."""
+    tool_seal_key_file: FilePath | None = None
+    """Key by which credentials that a request brings for its tool servers are sealed: 32 bytes as base64, a line a
+    key, the newest first. The steps need the same. Without one such credentials are refused.
+    """
     log_level: LogLevel = "INFO"
     """DEBUG, INFO, WARNING or ERROR."""
+
+    @cached_property
+    def sealing_keys(self) -> SealingKeys | None:
+        """The keys in `tool_seal_key_file`."""
+        return SealingKeys.read(self.tool_seal_key_file) if self.tool_seal_key_file else None
+
+    @field_validator("tool_seal_key_file")
+    @classmethod
+    def _check_seal(cls, path: Path | None) -> Path | None:
+        if path is not None:
+            SealingKeys.read(path)
+        return path
 
     @property
     def cards(self) -> tuple[ModelCard, ...]:

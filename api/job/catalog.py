@@ -105,7 +105,8 @@ class Catalog:
         if template is None:
             raise InvalidJob(f"{card.name} has no chat template here", "body.model")
         _check_countable(body["messages"])
-        prompt = template.render(body["messages"], body.get("tools"))
+        functions = [tool for tool in body.get("tools") or () if tool.get("type") == "function"]
+        prompt = template.render(body["messages"], functions or None)
         return len(self._tokenizer(card).encode(prompt, add_special_tokens=False).ids)
 
     def _count_each(self, card: ModelCard, texts: Sequence[str]) -> list[int]:

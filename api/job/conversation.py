@@ -20,7 +20,9 @@ from api.view.response import RECORD, job_id_of, output_items, record_of
 from eventing.errors import BadRequest, InvalidJob, NotFound
 from eventing.job.cache import directives, parse_cache_control
 from eventing.job.job import Job, JobState, Lane, is_job_id
+from eventing.job.plan import TOOLS_STEP
 from eventing.job.store import JobIntake
+from eventing.job.tools.request import OnApproval
 from eventing.store.conversation.conversation import Conversation
 from eventing.store.conversation.messages import Message, messages_of
 from eventing.store.conversation.policy import STEP as MEMORY
@@ -104,18 +106,15 @@ async def read_ask(
         drops_tools=deps.drops_unsupported_tools,
         conversation=conversation,
     )
-    if ask.turn is not None and _has_memory(deps, ask, headers):
+    plan = deps.intake.plan_of(str(ask.body.get("model")), skip_steps_of({}, headers))
+    if (limit := ask.record.get("max_tool_calls")) and plan and plan.step(TOOLS_STEP):
+        ask.body["max_tool_calls"] = limit  # of the tools that the model has of its operator
+    if ask.turn is not None and plan is not None and plan.step(MEMORY) is not None:
         ask = ask.without_history()
         if not ask.body["messages"]:
             raise InvalidJob("input is needed where a plan gives the conversation", "input")
         return ask
     return await fitted(deps.catalog, ask)
-
-
-def _has_memory(deps: SubmitDeps, ask: Ask, headers: Mapping[str, str]) -> bool:
-    """Whether a step of the call's plan puts its conversation into the prompt."""
-    plan = deps.intake.plan_of(str(ask.body.get("model")), skip_steps_of({}, headers))
-    return plan is not None and plan.step(MEMORY) is not None
 
 
 async def _said_before(conversations: Conversations, found: Conversation) -> Sequence[Message]:
@@ -146,6 +145,7 @@ async def submit_response(
     if ask.turn is not None and parse_cache_control(control).no_store:
         raise InvalidJob(NOT_ADDED, "Cache-Control")
     options = replace(options, turn=ask.turn, own_steps=own_steps, cache_control=control)
+    options = replace(options, on_approval=OnApproval.END)
     if ask.turn is not None and (repeated := await _repeated(store, principal, ask, options)):
         return repeated
     try:
@@ -224,4 +224,6 @@ def field_of_call(field: str) -> str:
     """The field of the response's call that corresponds to a field of its chat body."""
     if field.startswith("body.messages"):
         return "input"
+    if field.startswith(("body.tools", "body.tool_choice")):
+        return field.removeprefix("body.")
     return "max_output_tokens" if field == "body.max_completion_tokens" else field

@@ -16,6 +16,7 @@ from prometheus_client import Counter
 from api.auth.principal import Principal
 from api.http.errors import ModelNotAllowed
 from api.job.catalog import Catalog
+from api.job.sealing import Sealing, with_sealed
 from api.job.submit_options import JOB_SCHEMA, SubmitOptions, fallback_of, skip_steps_of
 from api.limit.concurrency_limiter import ConcurrencyLimiter
 from api.webhook.webhook import (
@@ -52,6 +53,7 @@ from eventing.job.job import (
 )
 from eventing.job.plan import PlannedStep, tiers_of
 from eventing.job.store import NewJob
+from eventing.job.tools.request import OnApproval
 from eventing.process.egress import AllowList, check_url
 from eventing.store.conversation.store import Conversations
 from eventing.telemetry import trace
@@ -101,6 +103,7 @@ class SubmitDeps:
     webhook_allow: AllowList
     submit_timeout_s: float
     drops_unsupported_tools: bool = False
+    sealing: Sealing = field(default_factory=Sealing)
     tenant_models: Mapping[str, Collection[str]] = field(default_factory=dict)
     """The models that a tenant may use; a tenant that is not named may use all."""
 
@@ -135,6 +138,7 @@ async def submit_line(
         metadata=own,
         skip_steps=skip_steps_of(line, {}),
         fallback=fallback_of(line, {}),
+        on_approval=OnApproval.FAIL,
     )
     job, _ = await submit(deps, principal, line, options)
     return job
@@ -165,6 +169,7 @@ async def _submit_new(
     if key:
         job_id = keyed_job_id(new.tenant, key)
         new = replace(new, id=job_id, event_id=job_id)
+    new = with_sealed(new, deps.sealing)
     if not key and new.source == API_SOURCE:  # its id is random
         return await _admitted(deps, principal, new)
     turn = deps.admission.turn(principal, new, deps.submit_timeout_s * _QUEUING_SHARE)
@@ -283,6 +288,7 @@ def _new_job(
         skip_steps=options.skip_steps,
         fallback=options.fallback,
         own_steps=options.own_steps,
+        on_approval=options.on_approval,
     )
 
 

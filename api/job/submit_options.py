@@ -21,6 +21,7 @@ from eventing.job.job import NO_FALLBACK, RUNNABLE_URLS, Lane
 from eventing.job.pipelines.document import MOST_STEPS
 from eventing.job.plan import PlannedStep
 from eventing.job.store import ConversationTurn
+from eventing.job.tools.request import OnApproval
 from eventing.telemetry.span import followable
 
 _LONGEST_S: Final = 30 * 24 * 3600
@@ -98,6 +99,7 @@ class SubmitOptions:
     fallback: str = ""
     cache_control: str = ""
     own_steps: tuple[PlannedStep, ...] = ()
+    on_approval: OnApproval = OnApproval.WAIT
 
     @property
     def sha(self) -> str:

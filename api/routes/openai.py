@@ -59,6 +59,8 @@ from eventing.job.capability import Capability
 from eventing.job.job import URL_BY_FIELD, Job, Lane
 from eventing.job.plan import ROUTE_STEP, STEPS_AFTER
 from eventing.job.store import StreamEntry
+from eventing.job.tools.asked import MCP
+from eventing.job.tools.request import OnApproval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,6 +274,7 @@ def _model(card: ModelCard) -> ModelView:
 
 
 async def _serve(call: Call[OpenAIDeps], url: str, body: dict[str, Any]) -> Response:
+    _check_tools(body.get("tools"))
     is_stream = _flag(body, "stream")
     if is_stream:
         await call.hold_stream()
@@ -285,7 +288,11 @@ async def _serve(call: Call[OpenAIDeps], url: str, body: dict[str, Any]) -> Resp
         {"metadata": body.get("metadata")}, call.request.headers, lane=lane
     )
     options = options.in_tier(body.get(service_tier.FIELD), f"body.{service_tier.FIELD}")
-    options = replace(options, cache_control=directives(options.cache_control, body))
+    options = replace(
+        options,
+        cache_control=directives(options.cache_control, body),
+        on_approval=OnApproval.FAIL,
+    )
     is_stored = _flag(body, "store") and url == "/v1/chat/completions"
     if is_stored:
         options = options.with_metadata({MARK: "1"})
@@ -379,6 +386,18 @@ def accepted_async(job: Job) -> Response:
     answer = accepted(job)
     answer.headers["preference-applied"] = "respond-async"
     return answer
+
+
+def _check_tools(tools: Any) -> None:
+    """Raises `InvalidJob` for a server among the tools: a chat completion has no form for its calls."""
+    for place, tool in enumerate(tools if isinstance(tools, list) else ()):
+        if isinstance(tool, Mapping) and tool.get("type") == MCP:
+            where = f"body.tools[{place}].type"
+            raise InvalidJob(
+                f"{where} mcp is served by /v1/responses and /v1/jobs; here a model may have tools that its operator "
+                "bound to it",
+                where,
+            )
 
 
 def _flag(body: dict[str, Any], name: str) -> bool:

@@ -15,6 +15,7 @@ from api.http.shutdown import Shutdown
 from api.job.catalog import Catalog
 from api.job.live import LiveDeps
 from api.job.result_feed import ResultFeed
+from api.job.sealing import Sealing
 from api.job.submission import SubmitDeps
 from api.job.waiting import QueueWaiting, WakingNotes
 from api.limit.budget import Budgets
@@ -181,6 +182,7 @@ def _submission(
         webhook_allow=allow_list(settings.webhook_allow),
         submit_timeout_s=settings.submit_timeout_s,
         drops_unsupported_tools=settings.drop_unsupported_tools,
+        sealing=Sealing(config=settings.tools, keys=settings.sealing_keys),
         tenant_models={
             tenant: own.models
             for tenant, own in settings.tenant_limits.items()

@@ -57,6 +57,7 @@ class NewJob:
     own_steps: tuple[PlannedStep, ...] = ()  #: steps that its request asks for
     fallback: str = ""  #: as in a record (`eventing.job.pipelines.fallback`)
     only_kept: bool = False  #: only a kept answer can serve it: a limit stands against running it
+    sealed: str = ""  #: credentials for its tool servers, as JSON (`eventing.job.tools.sealed`)
     on_approval: OnApproval = (
         OnApproval.WAIT
     )  #: what becomes of it when a call of a tool needs a decision

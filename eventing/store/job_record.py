@@ -97,6 +97,7 @@ def new_fields(
         "cache_control": new.cache_control,
         "fallback": new.fallback,
         "options_sha": new.options_sha,
+        "sealed": new.sealed,
         "traceparent": new.traceparent,
     }
     pairs |= {name: text for name, text in optional.items() if text}
@@ -253,7 +254,16 @@ def fresh(new: NewJob, created_ms: int) -> Job:
 _LANES: Final = {str(lane): lane for lane in Lane}
 _TEXTS: Final = (
     *("tenant", "source", "event_id", "traceparent", "lease_owner", "conversation"),
-    *("cache_control", "fallback", "follows", "prompt", "step", "incomplete", "tool_list"),
+    *(
+        "cache_control",
+        "fallback",
+        "follows",
+        "prompt",
+        "step",
+        "incomplete",
+        "tool_list",
+        "sealed",
+    ),
 )
 """Texts of a record that the job has under the same name."""
 _NUMBERS: Final = (

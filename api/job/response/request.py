@@ -35,6 +35,7 @@ from eventing.job.call.rule import (
 )
 from eventing.job.plan import PlannedStep
 from eventing.job.store import ConversationTurn
+from eventing.job.tools.asked import MCP, MCP_TOOL_SCHEMA, without_credentials
 from eventing.store.conversation.conversation import Conversation
 from eventing.store.conversation.messages import Message, messages_of
 
@@ -129,7 +130,12 @@ REQUEST_SCHEMA: Final = object_schema(
             },
         },
         MODERATION: nullable(MODERATION_SCHEMA),
-        "tools": {"type": "array", "items": {"type": "object", "required": ["type"]}},
+        "tools": {
+            "type": "array",
+            "items": {
+                "anyOf": [MCP_TOOL_SCHEMA, {"type": "object", "required": ["type"]}],
+            },
+        },
         "tool_choice": {"type": ["string", "object"]},
     },
 )
@@ -236,7 +242,7 @@ def parse_ask(
         body[MODERATION] = moderation
     record = {name: call[name] for name in _ECHOED if call.get(name) is not None}
     if record.get("tools") is not None:
-        record["tools"] = [_TOOL | tool for tool in record["tools"]]
+        record["tools"] = [_shown_tool(tool) for tool in without_credentials(record["tools"])]
     if search is not None:
         record["tools"] = [*record.get("tools", ()), {"type": FILE_SEARCH, **search.settings}]
         record["include"] = list(call.get("include") or ())
@@ -257,6 +263,13 @@ def parse_ask(
         search=search,
         compact_threshold=_compact_threshold(call.get("context_management")),
     )
+
+
+def _shown_tool(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A tool of the call as the response object repeats it."""
+    if tool.get("type") == MCP:
+        return {"require_approval": None, "allowed_tools": None, "headers": None, **tool}
+    return {**_TOOL, **tool}
 
 
 def _compact_threshold(given: Any) -> int:

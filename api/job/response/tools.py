@@ -10,6 +10,7 @@ from api.view.items.retrieval import RESULTS
 from eventing.errors import BadRequest, InvalidJob
 from eventing.job.call.rule import check, one_of
 from eventing.job.plan import PlannedStep
+from eventing.job.tools.asked import MCP, asked_servers
 from eventing.store.conversation.messages import Item, item_field
 from eventing.store.vector_store.query import MOST_STORES, RETRIEVE_STEP, parse_query
 
@@ -18,29 +19,38 @@ _SEARCH_FIELDS: Final = ("vector_store_ids", "max_num_results", "filters", "rank
 
 
 def tool_options(call: Mapping[str, Any]) -> dict[str, Any]:
-    """`tools` and `tool_choice` of the chat completion. Raises `InvalidJob` naming the field of the call."""
+    """`tools`, `tool_choice` and `max_tool_calls` of the chat completion; servers stand among its tools as in the call.
+    Raises `InvalidJob` naming the field of the call.
+    """
     choice = call.get("tool_choice")
     tools = _tools(call["tools"]) if call.get("tools") is not None else []
     if isinstance(choice, Mapping) and choice.get("type") == "allowed_tools":
         tools, choice = _allowed(tools, choice)
-    choice = _tool_choice(choice)
+    choice = _tool_choice(choice, tools)
     if call.get("tools") is None and choice not in (None, "none", "auto"):
         raise InvalidJob("tool_choice must stand beside tools", "tool_choice")
     if not tools:
         return {}
-    return {"tools": tools} | ({} if choice is None else {"tool_choice": choice})
+    options = {"tools": tools} | ({} if choice is None else {"tool_choice": choice})
+    if call.get("max_tool_calls") is not None and any(tool["type"] == MCP for tool in tools):
+        options["max_tool_calls"] = call["max_tool_calls"]
+    return options
 
 
 def _tools(tools: Any) -> list[dict[str, Any]]:
     if not isinstance(tools, list):
         raise InvalidJob("tools must be a list", "tools")
+    asked_servers(tools, "tools")
     found = []
     for index, tool in enumerate(tools):
         where = f"tools[{index}]"
-        if not isinstance(tool, Mapping) or tool.get("type") != "function":
-            kind = tool.get("type") if isinstance(tool, Mapping) else tool
+        kind = _kind(tool) if isinstance(tool, Mapping) else tool
+        if kind == MCP:
+            found.append({name: value for name, value in tool.items() if value is not None})
+            continue
+        if not isinstance(tool, Mapping) or kind != "function":
             message = (
-                f"{where} of type {kind!r:.40}: only functions are served "
+                f"{where} of type {kind!r:.40}: only functions, MCP servers and file_search are served "
                 "(TORPOR_DROP_UNSUPPORTED_TOOLS leaves others out)"
             )
             raise InvalidJob(message, f"{where}.type")
@@ -52,29 +62,65 @@ def _tools(tools: Any) -> list[dict[str, Any]]:
 
 
 def _allowed(tools: list[dict[str, Any]], choice: Item) -> tuple[list[dict[str, Any]], Any]:
-    """The tools that `choice` allows, and the choice among them."""
+    """The tools that `choice` allows, and the choice among them. Of a server that is named with a tool, that tool."""
     check("tool_choice.", choice.get("mode", "auto"), one_of("auto", "required"), "mode")
     named = choice.get("tools")
     if not isinstance(named, list) or not named:
         raise InvalidJob("tool_choice.tools must be a non-empty list", "tool_choice.tools")
-    known = {tool["function"]["name"]: tool for tool in tools}
-    allowed = []
+    functions: list[str] = []
+    servers: dict[str, set[str] | None] = {}
     for index, one in enumerate(named):
-        where = f"tool_choice.tools[{index}]"
-        name = item_field(one if isinstance(one, Mapping) else {}, "name", where)
-        if name not in known:
+        where, held = f"tool_choice.tools[{index}]", one if isinstance(one, Mapping) else {}
+        if held.get("type") == MCP:
+            label, only = _server_choice(held, where, tools)
+            before = servers.get(label, set())
+            servers[label] = None if only is None or before is None else {*before, only}
+            continue
+        functions.append(item_field(held, "name", where))
+        if functions[-1] not in [_name(tool) for tool in tools]:
             raise InvalidJob(f"{where}.name is none of tools", f"{where}.name")
-        allowed.append(known[name])
+    allowed = [tool for tool in tools if _name(tool) in functions and tool["type"] != MCP]
+    for tool in tools:
+        if tool["type"] == MCP and tool["server_label"] in servers:
+            allowed.append(_with_only(tool, servers[tool["server_label"]]))
     return allowed, choice.get("mode", "auto")
 
 
-def _tool_choice(choice: Any) -> Any:
+def _with_only(tool: dict[str, Any], names: set[str] | None) -> dict[str, Any]:
+    """The server's entry with these of its tools alone."""
+    if names is None:
+        return tool
+    given = tool.get("allowed_tools")
+    before = {"tool_names": given} if isinstance(given, list) else dict(given or {})
+    if before.get("tool_names") is not None:
+        names = names & set(before["tool_names"])
+    return {**tool, "allowed_tools": {**before, "tool_names": sorted(names)}}
+
+
+def _tool_choice(choice: Any, tools: list[dict[str, Any]]) -> Any:
     if choice is None or choice in ("auto", "none", "required"):
         return choice
     if isinstance(choice, Mapping) and choice.get("type") == "function":
-        name = item_field(choice, "name", "tool_choice")
-        return {"type": "function", "function": {"name": name}}
-    raise InvalidJob("tool_choice must be auto, none, required or a function", "tool_choice")
+        function = item_field(choice, "name", "tool_choice")
+        return {"type": "function", "function": {"name": function}}
+    if isinstance(choice, Mapping) and choice.get("type") == MCP:
+        label, name = _server_choice(choice, "tool_choice", tools)
+        return {"type": MCP, "server_label": label} | ({} if name is None else {"name": name})
+    raise InvalidJob(
+        "tool_choice must be auto, none, required, a function or a tool of a server", "tool_choice"
+    )
+
+
+def _server_choice(choice: Item, where: str, tools: list[dict[str, Any]]) -> tuple[str, str | None]:
+    """The server, and its tool if one is named."""
+    label = item_field(choice, "server_label", where)
+    if label not in [tool.get("server_label") for tool in tools]:
+        raise InvalidJob(f"{where}.server_label is none of tools", f"{where}.server_label")
+    return label, None if choice.get("name") is None else item_field(choice, "name", where)
+
+
+def _name(tool: Mapping[str, Any]) -> Any:
+    return (tool.get("function") or {}).get("name")
 
 
 def without_search(call: Mapping[str, Any]) -> tuple[Mapping[str, Any], PlannedStep | None]:
@@ -122,7 +168,7 @@ def _kind(tool: Any) -> Any:
 
 def _is_hosted(tool: Any) -> bool:
     kind = _kind(tool)
-    return isinstance(kind, str) and kind not in ("function", FILE_SEARCH)
+    return isinstance(kind, str) and kind not in ("function", FILE_SEARCH, MCP)
 
 
 def _is_of_hosted(name: Any) -> bool:

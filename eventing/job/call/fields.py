@@ -121,6 +121,7 @@ _CHAT: Final[Rules] = {
     "top_logprobs": whole(-1),
     "prompt_logprobs": whole(-1),
     "parallel_tool_calls": FLAG,
+    "max_tool_calls": whole(1),
     "reasoning_effort": TEXT,
     "tool_choice": _TOOL_CHOICE,
 }

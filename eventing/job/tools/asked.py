@@ -151,7 +151,7 @@ def asked_server(tool: Mapping[str, Any], where: str) -> AskedServer:
     for name in _REFUSED:
         if tool.get(name) not in (None, False):
             raise _wrong(f"{where}.{name}", "is not served here")
-    for name in tool.keys() - _FIELDS - set(_REFUSED):
+    for name in {key for key, value in tool.items() if value is not None} - _FIELDS - {*_REFUSED}:
         raise _wrong(f"{where}.{name:.60}", "is not supported")
     check(f"{where}.", tool.get("server_label"), _LABEL_RULE, "server_label")
     description = tool.get("server_description") or ""

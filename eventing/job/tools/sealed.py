@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 import orjson
+from yarl import URL
 
 from eventing.errors import TorporError
 
@@ -61,6 +62,11 @@ class Binding:
     @property
     def associated(self) -> bytes:
         return orjson.dumps(["torpor-tools", self.tenant, self.job_id, self.origin])
+
+
+def origin_of(url: str) -> str:
+    """Scheme, host and port of an address; empty for none."""
+    return str(URL(url).origin()) if url else ""
 
 
 def seal(keys: SealingKeys, binding: Binding, headers: Mapping[str, str]) -> str:

@@ -494,6 +494,7 @@ local function end_job(key, job, state, now, retention_s, dead, outcome, fields)
   redis.call('HSET', key, 'state', state, 'attempt', job.attempt, 'finished_ms', now, 'lease_owner', '', 'lease_until_ms', 0,
     'dead', dead, 'history', history_json(history), unpack(fields))
   if state ~= 'failed' and job.prepared_sha then redis.call('HDEL', key, 'prepared', 'prepared_sha') end
+  if job.after and job.after ~= '' then redis.call('HDEL', key, 'sealed') end
   if not job.has_stream then
     local entry = {'kind', 'state', 'state', state, 'attempt', job.attempt, 'at_ms', now}
     if job.hold and not is_withheld and (state == 'completed' or state == 'incomplete') then

@@ -170,3 +170,104 @@ def test_a_mistake_is_named_as_its_caller_knows_it(call: dict[str, Any], field: 
         body(**call)
 
     assert refusal.value.field == field
+
+
+MAIL = {"type": "mcp", "server_label": "mail", "require_approval": "never"}
+FILES = {"type": "mcp", "server_label": "files", "allowed_tools": ["read", "list"]}
+OWN = {"type": "function", "name": "own"}
+OWN_CHAT = {"type": "function", "function": {"name": "own"}}
+
+
+def test_servers_stand_among_the_tools_of_the_chat_as_the_call_has_them() -> None:
+    chat = body(tools=[MAIL | {"headers": None}, OWN], max_tool_calls=3)
+
+    assert chat["tools"] == [MAIL, OWN_CHAT]
+    assert chat["max_tool_calls"] == 3
+    assert "max_tool_calls" not in body(tools=[OWN], max_tool_calls=3)
+
+
+@pytest.mark.parametrize(
+    ("choice", "tools", "chosen"),
+    [
+        pytest.param(
+            {"type": "mcp", "server_label": "mail"},
+            [MAIL, FILES, OWN_CHAT],
+            {"type": "mcp", "server_label": "mail"},
+            id="server",
+        ),
+        pytest.param(
+            {"type": "mcp", "server_label": "files", "name": "read"},
+            [MAIL, FILES, OWN_CHAT],
+            {"type": "mcp", "server_label": "files", "name": "read"},
+            id="tool",
+        ),
+        pytest.param(
+            {
+                "type": "allowed_tools",
+                "mode": "required",
+                "tools": [
+                    {"type": "mcp", "server_label": "files", "name": "read"},
+                    {"type": "mcp", "server_label": "files", "name": "write"},
+                    {"type": "function", "name": "own"},
+                ],
+            },
+            [OWN_CHAT, FILES | {"allowed_tools": {"tool_names": ["read"]}}],
+            "required",
+            id="allowed-tools",
+        ),
+        pytest.param(
+            {
+                "type": "allowed_tools",
+                "mode": "auto",
+                "tools": [
+                    {"type": "mcp", "server_label": "mail"},
+                    {"type": "mcp", "server_label": "mail", "name": "send"},
+                ],
+            },
+            [MAIL],
+            "auto",
+            id="allowed-server",
+        ),
+    ],
+)
+def test_a_choice_may_name_a_server_or_a_tool_of_it(
+    choice: dict[str, Any], tools: list[Any], chosen: Any
+) -> None:
+    chat = body(tools=[MAIL, FILES, OWN], tool_choice=choice)
+
+    assert (chat["tools"], chat["tool_choice"]) == (tools, chosen)
+
+
+@pytest.mark.parametrize(
+    ("call", "field"),
+    [
+        ({"tools": [MAIL | {"connector_id": "c"}]}, "tools[0].connector_id"),
+        ({"tools": [OWN, MAIL | {"server_url": "x"}]}, "tools[1].server_url"),
+        ({"tools": [MAIL, MAIL]}, "tools[1].server_label"),
+        ({"tools": [MAIL, OWN | {"name": "mail__send"}]}, "tools[1]"),
+        (
+            {"tools": [MAIL], "tool_choice": {"type": "mcp", "server_label": "x"}},
+            "tool_choice.server_label",
+        ),
+        (
+            {"tools": [MAIL], "tool_choice": {"type": "mcp", "server_label": "mail", "name": ""}},
+            "tool_choice.name",
+        ),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
+    ],
+)
+def test_what_is_wrong_with_a_server_is_refused_by_the_name_of_its_field(
+    call: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(InvalidJob) as refused:
+        body(**call)
+    assert refused.value.field == field
+
+
+def test_a_response_repeats_its_servers_without_their_credentials() -> None:
+    secret = {"authorization": "canary-1", "headers": {"x": "canary-2"}}
+    ask = parse_ask(CALL | {"tools": [MAIL | secret]}, [])
+
+    (tool,) = ask.record["tools"]
+    assert "canary" not in str(ask.record)
+    assert tool["server_label"] == "mail"
