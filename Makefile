@@ -61,7 +61,7 @@ test-unit: install ## Tests without processes (seconds)
 	@$(BIN)/pytest -q tests/unit
 
 test-faults: install ## Kill, cut and freeze real processes; TRIALS=200 for the long form
-	@TORPOR_FAULT_TRIALS=$(or $(TRIALS),20) $(BIN)/pytest -q tests/faults
+	@TORPOR_FAULT_TRIALS=$(or $(TRIALS),20) $(BIN)/pytest -q tests/faults tests/integration/test_predictor_real_engine.py
 
 test-properties: install ## Other examples of the property tests than the ones CI runs, 2,000 of each
 	@$(BIN)/pytest -q -n $(WORKERS) -m hypothesis --hypothesis-profile=search --timeout=1800 tests/unit

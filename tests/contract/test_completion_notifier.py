@@ -15,6 +15,7 @@ from eventing.redis.connection import connect
 from eventing.store.redis_store import RedisStore
 from tests.contract.rig import finish, new_job
 from tests.redis_server import RedisServer
+from tests.time_limits import STORE_S
 
 DONE = Ending(state=JobState.COMPLETED, result={"a": 1})
 WRONG = JobError(code="c", message="m")
@@ -25,7 +26,7 @@ async def ringing(store: RedisStore) -> AsyncIterator[CompletionNotifier]:
     """A bell that listens."""
     bell = CompletionNotifier(store.redis)
     listening = asyncio.ensure_future(bell.run())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not bell.is_reading:
             await asyncio.sleep(0.005)
     try:
@@ -38,7 +39,7 @@ async def ringing(store: RedisStore) -> AsyncIterator[CompletionNotifier]:
 
 @pytest.fixture
 async def store(redis_url: str) -> AsyncIterator[RedisStore]:
-    made = RedisStore(connect(redis_url), LeaseSettings(max_attempts=1))
+    made = RedisStore(connect(redis_url, timeout_s=STORE_S), LeaseSettings(max_attempts=1))
     yield made
     await made.close()
 
@@ -67,7 +68,7 @@ async def test_an_end_is_heard_of(
         with bell.expecting(job.id) as news:
             assert not news.is_set()
             await end(store, job)
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(60):
                 await news.wait()
 
 
@@ -107,7 +108,7 @@ async def test_waiting_callers_read_the_record_when_the_store_is_back(
         with bell.expecting(job.id) as news:
             server.kill()
             server.start()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 await news.wait()
 
     assert await store.redis.exists(keys.job(job.id))
@@ -123,7 +124,7 @@ async def test_no_more_ends_are_remembered_than_a_caller_may_have_missed(
         for number in range(5):
             last, _ = await store.submit(new_job(f"bell {number}"))
             await finished(store, last)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while last.id.encode() not in bell._ended:
                 await asyncio.sleep(0.005)
 

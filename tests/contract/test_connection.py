@@ -12,11 +12,12 @@ from eventing.errors import StoreUnavailable
 from eventing.redis.connection import connect, failures_named
 from eventing.store.redis_store import RedisStore
 from tests.contract.rig import new_job
+from tests.time_limits import STORE_S
 
 
 async def test_more_callers_than_connections_wait_their_turn(redis_url: str) -> None:
     # redis-py's plain pool raises at once, and a burst of 65 submits became 503s.
-    store = RedisStore(connect(redis_url, max_connections=4))
+    store = RedisStore(connect(redis_url, timeout_s=STORE_S, max_connections=4))
 
     answers = await asyncio.gather(*(store.submit(new_job(f"burst-{n}")) for n in range(200)))
 
@@ -64,7 +65,7 @@ async def test_a_cancel_is_raised_when_the_connection_that_it_closes_fails() -> 
 
 
 async def test_cleanup_after_a_cancellation_can_use_the_store(redis_url: str) -> None:
-    store = RedisStore(connect(redis_url))
+    store = RedisStore(connect(redis_url, timeout_s=STORE_S))
     began = asyncio.Event()
     is_clean = False
 
@@ -92,7 +93,7 @@ def test_a_connection_that_is_reset_before_it_is_written_to_is_a_store_that_is_a
 ) -> None:
     # uvloop says RuntimeError then, which no caller knows: a partition ended the broker (F17).
     async def call() -> None:
-        client = connect(redis_url)
+        client = connect(redis_url, timeout_s=STORE_S)
         connection = await client.connection_pool.get_connection()
         transport = connection._writer.transport
         transport.abort()

@@ -76,7 +76,7 @@ async def test_a_primary_that_wakes_up_after_it_was_replaced_is_left(tmp_path: P
         await store.in_step()
         await again(lambda: client.set("x", "3"))
         reader = connect(f"redis://127.0.0.1:{old.server.port}/0")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (
                 await reader.get("x") != b"3"
             ):  # it follows the new one, and nothing was written to it alone

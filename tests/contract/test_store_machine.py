@@ -38,6 +38,7 @@ from tests.contract.rig import (
     job_id,
     new_job,
 )
+from tests.time_limits import STORE_S
 
 EVENTS = st.sampled_from(["a", "b", "c"])
 TENANTS = st.sampled_from(["acme", "other"])
@@ -97,7 +98,7 @@ class TwoStores(RuleBasedStateMachine):
         super().__init__()
         self.runner = asyncio.Runner()
         self.memory = MemoryRig()
-        self.redis = RedisRig(connect(self.redis_url))
+        self.redis = RedisRig(connect(self.redis_url, timeout_s=STORE_S))
         self.runner.run(self.redis.redis.flushall())
         self.ends: dict[JobId, JobState] = {}
         self.leases: dict[tuple[int, str], list[Lease]] = {}

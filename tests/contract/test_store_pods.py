@@ -10,6 +10,7 @@ import redis as redis_client
 from eventing.process.store_url import parse_store_url
 from eventing.redis.connection import connect
 from tests.store_pods import HOSTS, StorePods, store_pods, until
+from tests.time_limits import STORE_S
 
 pytestmark = [
     pytest.mark.timeout(180),
@@ -129,7 +130,7 @@ def test_keda_and_the_scaler_may_ask_who_the_primary_is_and_no_more(pods: StoreP
 async def test_the_addresses_in_the_secret_reach_the_primary(pods: StorePods, key: str) -> None:
     url = pods.addressed(pods.secret[key])
     assert len(parse_store_url(url).sentinels) == 3
-    client = connect(url)
+    client = connect(url, timeout_s=STORE_S)
     try:
         assert await client.execute_command("XLEN", "torpor:{requests-thinker}:tickets") == 0
     finally:

@@ -80,7 +80,7 @@ class Client:
         line: dict[str, Any],
         key: str,
         *,
-        within_s: float = 30.0,
+        within_s: float = 60,
         pause_s: float = 0.05,
         **noted: Any,
     ) -> JobId:

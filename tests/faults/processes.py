@@ -25,6 +25,7 @@ from tests.faults.history import History, Kind
 from tests.faults.programs import QUEUE, READY_WITHIN_S, Program, Tuning, Zygote, port_of
 from tests.faults.proxy import Proxy
 from tests.redis_server import RedisServer
+from tests.time_limits import STORE_S
 
 TENANT: Final = "default"
 
@@ -57,7 +58,7 @@ class System:
 
     def look_at(self, url: str) -> None:
         """Read the store at `url` from now on."""
-        self.redis: Redis = connect(url, timeout_s=5)
+        self.redis: Redis = connect(url, timeout_s=STORE_S)
         lease = LeaseSettings(
             lease_ms=int(self.tuning.lease_s * 1000), max_attempts=self.tuning.max_attempts
         )

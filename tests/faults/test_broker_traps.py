@@ -234,7 +234,7 @@ async def test_trap_4_a_consumer_that_shuts_down_fails_no_waiting_job(
         for dead in broker.dead_letters:
             await publisher.publish(dead)
 
-        await system.ended(job_ids, within_s=15)
+        await system.ended(job_ids, within_s=60)
         await publisher.close()
 
     jobs = [await system.store.get(job_id) for job_id in job_ids]

@@ -104,7 +104,7 @@ async def turn_with_kill(system: System, talk: Talk, number: int, step: Step) ->
     program.start()
     await program.ready()
     await saying
-    await system.ended(talk.jobs, within_s=40)
+    await system.ended(talk.jobs, within_s=60)
 
 
 async def test_each_turn_is_in_its_conversation_once_and_in_order_whoever_dies(

@@ -39,7 +39,7 @@ async def test_they_are_listed_shown_redriven_edited_and_discarded(
             await system.client.submit(body(n, fail_at=2), f"bad-{n}", is_poison=True)
             for n in range(4)
         ]
-        await system.ended(bad, within_s=20)
+        await system.ended(bad, within_s=60)
         mended, again, other, unwanted = bad
         found = await listed(system)
         assert set(found) == set(bad)
@@ -54,7 +54,7 @@ async def test_they_are_listed_shown_redriven_edited_and_discarded(
             await torpor(system, "redrive", mended, "--request", "-", stdin=line) == f"{mended}\n"
         )
         assert (await torpor(system, "redrive", again, other)).split() == [again, other]
-        await system.ended(bad, within_s=20)
+        await system.ended(bad, within_s=60)
         _, well = await system.client.get(mended)
         assert (well["state"], well["attempt"]) == ("completed", 5)
         found = await listed(system)
@@ -64,5 +64,5 @@ async def test_they_are_listed_shown_redriven_edited_and_discarded(
         await torpor(system, "discard", unwanted)
         assert (await system.client.get(unwanted))[0] == 404
         assert set((await torpor(system, "redrive", "--all")).split()) == {again, other}
-        await system.ended([again, other], within_s=20)
+        await system.ended([again, other], within_s=60)
         assert {job["attempt"] for job in (await listed(system)).values()} == {11}

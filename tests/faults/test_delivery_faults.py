@@ -101,7 +101,7 @@ async def test_f11_an_answer_lost_on_the_wire_runs_nothing_twice(
             system.delivery.cut()
             hold.released.set()
             system.history.add(Kind.FAULT, "cut", what="answer")
-        await system.ended(jobs, within_s=30)
+        await system.ended(jobs, within_s=60)
 
         found = (await system.dumped()).jobs
         assert [len(job.attempts) for job in found.values()] == [1] * many
@@ -155,7 +155,7 @@ async def test_f14_what_raises_each_time_or_is_no_job_is_a_dead_letter(
                 jobs.append(job_id)
         huge = Event(id="huge", source="/tests/faults", type=REQUESTED, data=b"x" * 10 * 2**20)
         assert (await deliver(broker, huge))[0] == 413
-        await system.ended(jobs, within_s=30)
+        await system.ended(jobs, within_s=60)
 
         found = (await system.dumped()).jobs
         attempts = {len(found[job_id].attempts) for job_id in jobs[::4]}
@@ -171,7 +171,7 @@ async def test_f30_a_dead_letter_sink_that_is_away_loses_none(
         jobs = await asyncio.gather(
             *(system.client.submit(line, key, is_poison=True) for line, key in lines)
         )
-        await system.ended(jobs, within_s=30)
+        await system.ended(jobs, within_s=60)
 
         await judge(system, many, of="dead letters")
 
@@ -193,7 +193,7 @@ async def test_f31_events_that_come_as_the_last_pod_ends_are_served(
             await system.predictor.gone()
             system.predictor.start()
             await system.predictor.ready()
-        await system.ended(jobs, within_s=30)
+        await system.ended(jobs, within_s=60)
 
         await judge(system, len(jobs), of="events as the last pod ended")
 

@@ -127,7 +127,7 @@ async def test_f24_a_rolling_update_under_load_costs_no_call_and_no_attempt(
     ):
         async with load(system) as jobs:
             await roll(fleet, zygote)
-        await system.ended(jobs, within_s=40)
+        await system.ended(jobs, within_s=60)
 
         assert failed_calls(system) == []
         await judge(system, 6, Rules(max_attempts=1), of="processes replaced under load")
@@ -144,7 +144,7 @@ async def test_f24_the_version_before_is_replaced_and_brought_back_under_load(
             async with load(system) as jobs:
                 await roll(fleet, zygote)
                 await roll(fleet, old_zygote, PARTS[::-1])
-            await system.ended(jobs, within_s=40)
+            await system.ended(jobs, within_s=60)
 
             assert failed_calls(system) == []
             await judge(system, 6, Rules(max_attempts=1), of="processes of two versions replaced")

@@ -122,7 +122,7 @@ async def test_f21_a_full_disk_refuses_submits_loses_nothing_and_comes_back(
         system.history.add(Kind.FAULT, "up", what="disk")
         lines = [(body(n), f"after-{n}") for n in range(many)]
         jobs += await asyncio.gather(*(system.client.submit(*line) for line in lines))
-        await system.ended(jobs, within_s=30)
+        await system.ended(jobs, within_s=60)
 
         assert refused == [None] * many
         assert system.server.pid == server

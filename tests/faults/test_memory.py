@@ -40,7 +40,7 @@ async def talking(zygote: Zygote, folder: Path) -> AsyncIterator[tuple[System, T
         talk = Talk(system, http, made.json()["id"])
         for number in range(5):
             await talk.say(f"before {number}: 10{number} boats")
-            await system.ended(talk.jobs, within_s=40)
+            await system.ended(talk.jobs, within_s=60)
         yield system, talk
 
 

@@ -65,7 +65,7 @@ async def test_the_semantic_cache_survives_a_kill_at_every_point(
 ) -> None:
     async with stepping(zygote, tmp_path, CACHE, max_attempts=50) as (system, steps):
         first = await system.client.submit(question(ASKED), "first")
-        await system.ended([first], within_s=30)
+        await system.ended([first], within_s=60)
         await until_kept(system, 1)
         points, hits, misses = cache_points(system), list[str](), [str(first)]
         for trial in range(max(trials // 2, len(points))):

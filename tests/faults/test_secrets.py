@@ -61,7 +61,7 @@ class Guarded:
         submits = [self.system.client.submit(*line, webhook=True) for line in lines]
         jobs = list(await asyncio.gather(*submits))
         await self.system.api.restart()
-        await self.system.ended(jobs, within_s=30)
+        await self.system.ended(jobs, within_s=60)
         async with asyncio.timeout(60):
             while not set(jobs) <= self.hooks.told:
                 await asyncio.sleep(0.05)

@@ -197,7 +197,7 @@ async def test_what_a_step_decides_is_so(zygote: Zygote, tmp_path: Path) -> None
     for name, steps in plans.items():
         async with stepping(zygote, tmp_path / name, *steps) as (system, _):
             job_id = await system.client.submit(body(1), name)
-            await system.ended([job_id], within_s=20)
+            await system.ended([job_id], within_s=60)
             job = await shown(system, job_id)
             _DECIDED[name](job)
 
@@ -246,7 +246,7 @@ async def test_a_step_that_is_down_is_waited_for_or_skipped_as_its_plan_says(
         await asyncio.sleep(0.5)
         assert (await shown(system, job_id))["state"] == "queued"
         until.touch()
-        await system.ended([job_id], within_s=20)
+        await system.ended([job_id], within_s=60)
 
         job = await shown(system, job_id)
         assert (job["state"], job["attempt"]) == ("completed", 1)
@@ -260,7 +260,7 @@ async def test_a_step_whose_tries_are_used_up_fails_its_job_and_a_redrive_goes_o
     broken = {"step": "broken", "settings": {"times": 99}}
     async with stepping(zygote, tmp_path, "mark-a", broken, step_retry=2) as (system, _):
         job_id = await system.client.submit(body(1), "tries", is_poison=True)
-        await system.ended([job_id], within_s=20)
+        await system.ended([job_id], within_s=60)
         failed = await shown(system, job_id)
         assert (failed["state"], failed["is_dead_letter"]) == ("failed", True)
         assert failed["error"]["code"] == "undeliverable"
@@ -273,7 +273,7 @@ async def test_a_step_whose_tries_are_used_up_fails_its_job_and_a_redrive_goes_o
             assert answer.status < 300
             answer.release()
         await asyncio.sleep(0.2)
-        await system.ended([job_id], within_s=20)
+        await system.ended([job_id], within_s=60)
 
         again = await shown(system, job_id)
         # Its runs are counted anew, so it fails in the same way; the first step is not run again.
@@ -292,7 +292,7 @@ async def test_a_job_is_cancelled_and_expires_while_it_is_in_a_step(
             while not (await job_of(system, cancelled)).pipeline:
                 await asyncio.sleep(0.02)
         await system.client.cancel(cancelled)
-        await system.ended([cancelled, late], within_s=20)
+        await system.ended([cancelled, late], within_s=60)
         await asyncio.sleep(1.5)  # until the run would have ended by itself
 
         one, other = await shown(system, cancelled), await shown(system, late)

@@ -17,8 +17,8 @@ import orjson
 
 from eventing.cloudevent.event import Event, build_binary, parse_http
 from tests.redis_server import die_with_parent, free_port
+from tests.time_limits import HANG_S
 
-START_TIMEOUT_S = 40.0  # on a machine that is busy with four other things
 LEASE_S = 1.0
 
 FAST = {
@@ -30,7 +30,7 @@ FAST = {
 }
 
 
-async def deliver(url: str, event: Event, timeout_s: float = 30) -> "Answered":
+async def deliver(url: str, event: Event, timeout_s: float = HANG_S) -> "Answered":
     """Post the event as a broker does. A connection that breaks is status 0."""
     headers, body = build_binary(event)
     timeout = aiohttp.ClientTimeout(total=timeout_s)
@@ -46,7 +46,7 @@ async def deliver(url: str, event: Event, timeout_s: float = 30) -> "Answered":
 
 def read_metric(url: str, name: str) -> float:
     """The sum of a family's samples."""
-    with urlopen(f"{url}/metrics", timeout=2) as answer:
+    with urlopen(f"{url}/metrics", timeout=HANG_S) as answer:
         lines = answer.read().decode().splitlines()
     found = [line for line in lines if line.split("{")[0].split(" ")[0] == name]
     return sum(float(line.rsplit(" ", 1)[1]) for line in found)
@@ -103,7 +103,7 @@ class PredictorProcess:
             )
 
     def wait_ready(self) -> "PredictorProcess":
-        deadline = time.monotonic() + START_TIMEOUT_S
+        deadline = time.monotonic() + HANG_S
         while not self.is_ready():
             assert self.process.poll() is None, self.log.read_text()
             assert time.monotonic() < deadline, f"not ready: {self.log.read_text()}"
@@ -120,7 +120,7 @@ class PredictorProcess:
     def signal(self, number: int) -> None:
         self.process.send_signal(number)
 
-    def wait(self, timeout_s: float = 15) -> int:
+    def wait(self, timeout_s: float = HANG_S) -> int:
         """The exit code."""
         return self.process.wait(timeout_s)
 
@@ -128,12 +128,12 @@ class PredictorProcess:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGCONT)
             self.process.kill()
-            self.process.wait(5)
+            self.process.wait(HANG_S)
 
     def metric(self, name: str) -> float:
         return read_metric(self.url, name)
 
-    async def deliver(self, event: Event, timeout_s: float = 30) -> Answered:
+    async def deliver(self, event: Event, timeout_s: float = HANG_S) -> Answered:
         return await deliver(self.url, event, timeout_s)
 
 

@@ -18,8 +18,12 @@ from typing import Any
 import httpx
 from openai import OpenAI
 
+from tests import time_limits
+from tests.time_limits import HANG_S
+
 TORPOR = str(Path(sys.executable).parent / "torpor")
 MODEL = "smollm2-135m-instruct"
+FAST = {"TORPOR_SEEDED_TOKENS_PER_S": "200"}
 LOOPBACK_PROVIDER = {
     "TORPOR_UPSTREAM_TENANTS": '["*"]',
     "TORPOR_UPSTREAM_ALLOW": '["127.0.0.1"]',
@@ -35,7 +39,7 @@ class LocalStack:
     ) -> None:
         self.folder = folder
         self._flags = flags
-        self._env = os.environ | {"TORPOR_SEEDED_TOKENS_PER_S": "200"} | (env or {})
+        self._env = os.environ | time_limits.ENVIRONMENT | FAST | (env or {})
         self._cwd = cwd
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -49,7 +53,7 @@ class LocalStack:
                 [*base, *self._flags], env=self._env, stderr=said, cwd=self._cwd
             )
         try:
-            self._wait(lambda: (self.folder / "addresses.json").exists() or self._ended, 60)
+            self._wait(lambda: (self.folder / "addresses.json").exists() or self._ended, HANG_S)
         except TimeoutError:
             self.stop()  # nobody else can: the caller has no stack yet
             raise
@@ -60,7 +64,7 @@ class LocalStack:
         assert self._process is not None
         self._process.send_signal(number)
 
-    def stop(self, number: int = signal.SIGTERM, timeout_s: float = 20) -> int:
+    def stop(self, number: int = signal.SIGTERM, timeout_s: float = HANG_S) -> int:
         """Signal it; its exit status."""
         assert self._process is not None
         if self._process.poll() is None:
@@ -88,7 +92,7 @@ class LocalStack:
     def submit(self, prompt: str = "hello", **body: Any) -> str:
         """Submit a completion job; its id."""
         line = {"url": "/v1/completions", "body": {"model": MODEL, "prompt": prompt, **body}}
-        answer = httpx.post(self.addresses["api"] + "/v1/jobs", json=line)
+        answer = httpx.post(self.addresses["api"] + "/v1/jobs", json=line, timeout=HANG_S)
         assert answer.status_code == 202, answer.text
         return str(answer.json()["id"])
 
@@ -96,17 +100,19 @@ class LocalStack:
         query = {"wait": str(wait_s)} if wait_s else {}
         query |= {"include": include} if include else {}
         answer = httpx.get(
-            f"{self.addresses['api']}/v1/jobs/{job_id}", params=query, timeout=wait_s + 5
+            f"{self.addresses['api']}/v1/jobs/{job_id}", params=query, timeout=wait_s + HANG_S
         )
         found: dict[str, Any] = answer.json()
         return found
 
     def status(self) -> dict[str, Any]:
         """The state of the stack, with that of its only, or first, model."""
-        seen: dict[str, Any] = httpx.get(self.addresses["activator"] + "/status").json()
+        seen: dict[str, Any] = httpx.get(
+            self.addresses["activator"] + "/status", timeout=HANG_S
+        ).json()
         return seen | seen["models"][0]
 
-    def until(self, condition: Callable[[], bool], timeout_s: float = 45) -> None:
+    def until(self, condition: Callable[[], bool], timeout_s: float = HANG_S) -> None:
         self._wait(condition, timeout_s)
 
     def children(self) -> list[int]:

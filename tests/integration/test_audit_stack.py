@@ -83,7 +83,7 @@ async def know_critic(stack: LocalStack) -> None:
     """Verdicts of a flawless critic on the golden set: 240 calls are not what is tested here."""
     golden = load_golden(PACKAGED)
     async with Redis.from_url(stack.addresses["redis"]) as redis:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not (revision := await redis.hget(keys.REVISIONS, "judge")):
                 await asyncio.sleep(0.05)
         key = keys.audit_golden(critic_version("judge", revision.decode(), golden.digest, 512))

@@ -27,6 +27,7 @@ from knative.external_scaler import protocol
 from knative.external_scaler.queue_source import QueueSource
 from knative.external_scaler.scaler import Finished, QueueSnapshot, WaitingJob, WorkSource
 from knative.external_scaler.server import ScalerServer
+from tests.time_limits import HANG_S
 
 pytestmark = pytest.mark.timeout(60)
 NOW = {"coldStartSeconds": "30", "p95WaitSeconds": "0", "slots": "2"}
@@ -60,7 +61,7 @@ class Keda:
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=answer.FromString,
         )
-        return await call(request, timeout=5)
+        return await call(request, timeout=HANG_S)
 
     async def is_active(self, metadata: dict[str, str] | None = None) -> bool:
         ref = self.ref(NOW if metadata is None else metadata)
@@ -80,7 +81,7 @@ class Keda:
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=protocol.IsActiveResponse.FromString,
         )
-        return call(self.ref(NOW), timeout=5)
+        return call(self.ref(NOW), timeout=HANG_S)
 
 
 @asynccontextmanager
@@ -108,7 +109,7 @@ async def scaler_user(redis: Redis, may: str) -> AsyncIterator[Redis]:
         await redis.execute_command("ACL", "DELUSER", "scaler")
 
 
-async def until(claim: Callable[[], Awaitable[bool]], timeout_s: float = 5) -> None:
+async def until(claim: Callable[[], Awaitable[bool]], timeout_s: float = HANG_S) -> None:
     async with asyncio.timeout(timeout_s):
         while not await claim():
             await asyncio.sleep(0.02)

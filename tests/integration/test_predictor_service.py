@@ -22,6 +22,7 @@ from eventing.cloudevent.event import build_structured
 from eventing.job.job import JobState
 from eventing.replica import ReplicaDirectory
 from tests.integration.predictor_process import Answered, PredictorProcess, predictors
+from tests.time_limits import HANG_S
 from tests.unit.predictor.harness import asking, event_of
 
 pytestmark = pytest.mark.timeout(90)
@@ -51,14 +52,14 @@ async def client(predictor: PredictorProcess) -> AsyncIterator[openai.AsyncOpenA
 
 @asynccontextmanager
 async def kserve_client(protocol: str) -> AsyncIterator[InferenceRESTClient]:
-    made = InferenceRESTClient(RESTConfig(protocol=protocol, timeout=5, retries=0))
+    made = InferenceRESTClient(RESTConfig(protocol=protocol, timeout=int(HANG_S), retries=0))
     try:
         yield made
     finally:
         await made.close()
 
 
-async def until_idle(predictor: PredictorProcess, within_s: float = 1) -> None:
+async def until_idle(predictor: PredictorProcess, within_s: float = HANG_S) -> None:
     deadline = time.monotonic() + within_s
     while await asyncio.to_thread(predictor.metric, "torpor_predictor_in_flight"):
         assert time.monotonic() < deadline, "a slot is still taken"
@@ -288,7 +289,7 @@ async def test_grpc_is_served_where_it_is_asked_for(tmp_path: Path, port: int) -
     prompts = InferInput(name="prompt", shape=[1], datatype="BYTES", data=[b"a"])
     request = InferRequest("seeded", [prompts], parameters={"max_tokens": 3})
     with predictors(tmp_path, 1, TORPOR_GRPC_PORT=str(port)):
-        client = InferenceGRPCClient(f"127.0.0.1:{port}", use_ssl=False, timeout=5)
+        client = InferenceGRPCClient(f"127.0.0.1:{port}", use_ssl=False, timeout=int(HANG_S))
         answer = await client.infer(request)
         await client.close()
 
@@ -307,7 +308,9 @@ async def test_grpc_names_an_invalid_field_and_binds_loopback_only(
         "BYTES": InferRequest("seeded", [InferInput("x", [1], "INT64", [1])]),
     }
     with predictors(tmp_path, 1, TORPOR_GRPC_PORT=str(port)) as (predictor,):
-        client = InferenceGRPCClient(f"127.0.0.1:{port}", use_ssl=False, timeout=5, retries=0)
+        client = InferenceGRPCClient(
+            f"127.0.0.1:{port}", use_ssl=False, timeout=int(HANG_S), retries=0
+        )
         for word, request in refused.items():
             with pytest.raises(grpc.RpcError) as caught:
                 await client.infer(request)

@@ -102,7 +102,7 @@ async def test_a_providers_model_takes_no_gpu_time_of_ours(stack: LocalStack) ->
         assert found
         return sum(map(float, found))
 
-    async with httpx.AsyncClient(timeout=10) as client:
+    async with httpx.AsyncClient(timeout=60) as client:
         shown = ""
         # Both are posted together: tokens that were counted, and the time in which they were made.
         for model in ("big", "small"):

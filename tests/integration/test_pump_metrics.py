@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests import time_limits
 from tests.redis_server import free_port
 
 pytestmark = pytest.mark.timeout(30)
@@ -26,11 +27,15 @@ def pump(tmp_path: Path, redis_url: str) -> Iterator[str]:
     """The address of a running pump's metrics."""
     (tmp_path / "triggers.yaml").write_text(TRIGGER)
     port = free_port()
-    env = os.environ | {
-        "TORPOR_REDIS_URL": redis_url,
-        "TORPOR_TRIGGERS_FILE": str(tmp_path / "triggers.yaml"),
-        "TORPOR_METRICS_PORT": str(port),
-    }
+    env = (
+        os.environ
+        | time_limits.ENVIRONMENT
+        | {
+            "TORPOR_REDIS_URL": redis_url,
+            "TORPOR_TRIGGERS_FILE": str(tmp_path / "triggers.yaml"),
+            "TORPOR_METRICS_PORT": str(port),
+        }
+    )
     process = subprocess.Popen([sys.executable, "-m", "eventing.pump"], env=env)
     yield f"http://127.0.0.1:{port}"
     process.terminate()

@@ -155,7 +155,7 @@ class Rollout:
 
     async def until_draining(self, replica: str) -> None:
         """It has signed off: whoever waits is not told of it as a replica any more."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not any(
                 each.id == replica and each.is_draining
                 for each in await ReplicaDirectory(self.redis).list("seeded")

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from knative.deploy.first_secrets import keys_secret
+from tests import time_limits
 from tests.redis_server import die_with_parent, free_port
 
 pytestmark = pytest.mark.timeout(60)
@@ -56,7 +57,7 @@ class Api:
         self._log = (folder / "api.log").open("wb")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "api"],
-            env=os.environ | settings,
+            env=os.environ | time_limits.ENVIRONMENT | settings,
             stderr=self._log,
             preexec_fn=die_with_parent,
         )

@@ -19,14 +19,15 @@ from eventing.cloudevent.event import Event, parse_http
 from eventing.redis import keys
 from eventing.store.steps.redis_steps import RedisStepStore
 from tests.redis_server import free_port
+from tests.time_limits import HANG_S
 
 NAME = "requests-tiny"
-FAST = DeliverySpec(retry=3, backoff_delay_s=0.01, timeout_s=5)
+FAST = DeliverySpec(retry=3, backoff_delay_s=0.01, timeout_s=HANG_S)
 EVENT = Event(id="1", source="/s", type="t", datacontenttype="text/plain", data=b"hello")
 Answer = Callable[[web.Request, int], Awaitable[web.StreamResponse]]
 
 
-async def until(holds: Callable[[], Awaitable[bool]], *, timeout_s: float = 5.0) -> None:
+async def until(holds: Callable[[], Awaitable[bool]], *, timeout_s: float = HANG_S) -> None:
     """Return when the claim holds; fail when it does not in time."""
     async with asyncio.timeout(timeout_s):
         while not await holds():

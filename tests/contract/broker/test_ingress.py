@@ -29,6 +29,7 @@ from eventing.store.redis_store import RedisStore
 from tests.contract.broker.stack import NAME, trigger
 from tests.contract.rig import new_job
 from tests.redis_server import RedisServer
+from tests.time_limits import HANG_S, STORE_S
 
 HEADERS = {"ce-specversion": "1.0", "ce-id": "1", "ce-source": "/s", "ce-type": "t"}
 LIMIT = 2048
@@ -43,6 +44,7 @@ CODINGS = {
 def settings(redis_url: str, **changes: object) -> BrokerSettings:
     return BrokerSettings.model_validate(
         {"redis_url": redis_url, "event_limit_bytes": LIMIT, "triggers_file": Path("none")}
+        | {"store_timeout_s": STORE_S, "body_timeout_s": HANG_S}
         | changes
     )
 

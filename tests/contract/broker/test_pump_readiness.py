@@ -164,7 +164,7 @@ class TestNack:
         await asyncio.sleep(0.05)
         await queue.nack(claimed.ticket, Lane.DEFAULT)
 
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(60):
             await waiting
 
     async def test_a_settled_event_takes_its_refusals_along(self, queue: Queue) -> None:

@@ -367,7 +367,7 @@ async def test_four_processes_over_a_store_that_stood_still_move_each_job_once(
             server.signal(signal.SIGSTOP)
             await asyncio.sleep(PAUSE_MS / 1000)
             server.signal(signal.SIGCONT)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while await rig.waiting("other") < len(jobs):
                     await asyncio.sleep(0.05)
             models = {(await rig.job(job_id)).to_run.model for job_id in jobs}
@@ -385,7 +385,7 @@ async def test_four_processes_over_a_store_that_stood_still_move_each_job_once(
 async def until_checked(redis: Redis) -> None:
     """Return once a process has decided anew."""
     seen = await redis.hget(keys.starting("own"), "checked_ms")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while await redis.hget(keys.starting("own"), "checked_ms") == seen:
             await asyncio.sleep(0.01)
 

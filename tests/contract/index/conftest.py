@@ -14,6 +14,7 @@ from steps.index.index import Index
 from steps.index.pgvector import PgVectorIndex
 from steps.index.vector_set import VectorSetIndex
 from tests.redis_server import RedisServer
+from tests.time_limits import STORE_S
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +46,7 @@ def vector_set_url() -> Iterator[str]:
 @pytest.fixture
 async def vector_sets(vector_set_url: str) -> AsyncIterator[Redis]:
     """A client of it, emptied."""
-    client: Redis = connect(vector_set_url)
+    client: Redis = connect(vector_set_url, timeout_s=STORE_S)
     await client.flushall()
     yield client
     await client.aclose()
@@ -62,7 +63,7 @@ async def index(request: pytest.FixtureRequest) -> AsyncIterator[Index]:
         await redis.aclose()
         return
     if request.param == "vector-set":
-        client: Redis = connect(request.getfixturevalue("vector_set_url"))
+        client: Redis = connect(request.getfixturevalue("vector_set_url"), timeout_s=STORE_S)
         await client.flushall()
         await client.aclose()
         sets = VectorSetIndex(request.getfixturevalue("vector_set_url"))
@@ -79,6 +80,6 @@ async def index(request: pytest.FixtureRequest) -> AsyncIterator[Index]:
 
 
 async def _redis(request: pytest.FixtureRequest) -> Redis:
-    client = connect(request.getfixturevalue("redis_url"))
+    client = connect(request.getfixturevalue("redis_url"), timeout_s=STORE_S)
     await client.flushall()
     return client

@@ -28,6 +28,7 @@ from eventing.job.job import JobError, JobRequest, JobState
 from eventing.job.store import Ending, ReleaseReason, TokenBatch
 from eventing.redis.connection import connect
 from eventing.store.redis_store import RedisStore
+from tests.time_limits import STORE_S
 
 QUEUE = "requests-m"
 BODY = {"model": "m", "messages": [{"role": "user", "content": "why?"}]}
@@ -124,7 +125,7 @@ async def dump(redis: Redis) -> dict[str, Any]:
 
 
 async def main(url: str) -> None:
-    redis = connect(url)
+    redis = connect(url, timeout_s=STORE_S)
     await redis.flushall()
     await fill(redis)
     json.dump(await dump(redis), sys.stdout, indent=0)

@@ -14,6 +14,7 @@ from eventing.cloudevent.event import build_binary
 from eventing.cloudevent.job_event import result_event
 from eventing.job.job import JobId
 from eventing.store.redis_store import RedisStore
+from tests import time_limits
 from tests.integration.api.conftest import Served, app_over
 from tests.integration.api.fakes import FakeBroker, FakePredictor, chat_result, serving
 
@@ -47,8 +48,8 @@ def settings_for(redis_url: str, **fields: Any) -> ApiSettings:
         "models": (ModelCard(name="m", context_tokens=64),),
         "anonymous_access": AnonymousAccess.LOOPBACK,
         "webhook_allow": ("127.0.0.0/8",),
-        "webhook_timeout_s": 1.0,
         "max_unpublished": 100,
+        **time_limits.API,
     }
     return ApiSettings(**defaults | fields)
 
@@ -61,6 +62,6 @@ async def api_with_jobs(settings: ApiSettings, store: RedisStore) -> AsyncIterat
     app = app_over(parts)
     async with (
         serving(app) as url,
-        httpx.AsyncClient(base_url=url, timeout=5) as client,
+        httpx.AsyncClient(base_url=url, timeout=60) as client,
     ):
         yield ApiWithJobs(url, client, parts, store, broker, app)

@@ -21,6 +21,7 @@ from api.wiring.routers import routers
 from eventing.api_key import RedisKeys, mint
 from eventing.redis import keys
 from eventing.store.redis_store import RedisStore
+from tests import time_limits
 from tests.integration.api.fakes import FakeBroker, FakeEngine, FakePredictor, serving
 
 NOW_S = 1_764_000_000
@@ -49,7 +50,7 @@ class Served:
 
     async def until_told(self) -> None:
         """Return once every end so far has been told to every listener."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not await self._is_told():
                 await asyncio.sleep(0.005)
 
@@ -80,10 +81,10 @@ def api_settings(redis_url: str, tmp_path: Path) -> ApiSettings:
         redis_url=redis_url,
         models=(ModelCard(name="m", context_tokens=64),),
         anonymous_access=AnonymousAccess.LOOPBACK,
-        body_timeout_s=0.5,
         keep_alive_s=0.2,
         max_unpublished=100,
         files_url=f"file://{tmp_path}/files",
+        **time_limits.API,
     )
 
 
@@ -120,7 +121,7 @@ async def rig_over(
     parts = make_parts(settings, store.redis, broker)
     async with (
         serving(app_over(parts)) as url,
-        httpx.AsyncClient(base_url=url, timeout=5) as client,
+        httpx.AsyncClient(base_url=url, timeout=60) as client,
     ):
         yield Rig(url, client, parts, store, broker)
 

@@ -43,7 +43,7 @@ class FakeBroker:
 
     async def until_asked_for(self, job_id: str) -> None:
         """Return once the job's event is here, as it will be soon after its 202."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not (self.is_down or self.is_mute) and not any(
                 event.subject == job_id for event in self.events
             ):

@@ -13,6 +13,8 @@ from typing import Any
 
 import orjson
 
+from tests.time_limits import HANG_S
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -45,7 +47,7 @@ class RawLine:
         assert self._reader is not None
         self._writer.write(b"%b %b HTTP/1.1\r\n%b\r\n" % (method.encode(), path.encode(), head))
         self._writer.write(body)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(HANG_S):
             status, answer = await self._answer(self._reader)
         return Answer(status, answer, time.monotonic() - started_s)
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
+from tests.time_limits import HANG_S
+
 
 @dataclass(frozen=True, slots=True)
 class Sent:
@@ -36,7 +38,7 @@ class Receiver:
             await self.hang.wait()
         return self.answer(len(self.sent))
 
-    async def wait_for(self, count: int, timeout_s: float = 5) -> list[Sent]:
+    async def wait_for(self, count: int, timeout_s: float = HANG_S) -> list[Sent]:
         """The first `count` requests, once they are there."""
         async with asyncio.timeout(timeout_s):
             while len(self.sent) < count:

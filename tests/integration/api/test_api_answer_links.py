@@ -82,7 +82,7 @@ async def test_a_websocket_shows_no_planted_link(rig: Rig) -> None:
     job_id = await answered(rig)
     url = f"{rig.url.replace('http', 'ws', 1)}/v1/jobs/{job_id}/ws"
 
-    async with asyncio.timeout(5), connect(url) as socket:
+    async with asyncio.timeout(60), connect(url) as socket:
         seen = "".join([str(message) async for message in socket])
 
     assert "tokens" in seen

@@ -75,7 +75,7 @@ async def start(client: AsyncOpenAI, content: Sequence[bytes], **more: Any) -> A
 
 
 async def final(client: AsyncOpenAI, batch_id: str) -> Any:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (batch := await client.batches.retrieve(batch_id)).status not in (
             "completed",
             "failed",

@@ -64,7 +64,7 @@ async def port(streaming: StreamingApp) -> AsyncIterator[int]:
 async def line(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(60):
             yield reader, writer
     finally:
         writer.close()
@@ -122,7 +122,7 @@ async def test_a_client_that_keeps_sending_after_a_refusal_is_disconnected(
     monkeypatch.setattr("api.http.protocol.PART_S", 0.1)
     async with line(port) as (_, writer):
         writer.write(b"POST /refuse HTTP/1.1\r\nhost: x\r\ncontent-length: 10000000\r\n\r\n")
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(60):
             while not writer.transport.is_closing():  # a reset closes it
                 writer.write(b"x")
                 await asyncio.sleep(0.01)

@@ -38,7 +38,7 @@ async def test_an_end_made_by_the_sweep_reaches_feed_webhooks_metrics_and_limits
     # letters the counter said 0; a deadline waited for a predictor.
     before = await dead_letters(api)
     sweep = asyncio.ensure_future(run_deadlines(api.store))
-    async with api.client.stream("GET", "/v1/events") as answer, asyncio.timeout(8):
+    async with api.client.stream("GET", "/v1/events") as answer, asyncio.timeout(60):
         lines = sse_events(answer.aiter_lines(), with_keep_alives=True)
         await anext(lines)  # it is there
         job_id = await api.submit(expires_after=1, webhook={"url": "http://127.0.0.1:9/"})

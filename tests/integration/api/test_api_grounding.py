@@ -45,7 +45,7 @@ async def client(rig: Rig) -> AsyncIterator[AsyncOpenAI]:
 
 async def play(rig: Rig, broker: FakeBroker, end: StepEnd) -> None:
     """Answer the next job, and end its step like this."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not broker.events:
             await asyncio.sleep(0.001)
     job_id = JobId(broker.events[-1].subject)

@@ -33,7 +33,7 @@ async def test_an_accepted_job_is_on_its_way_to_the_broker(rig: Rig) -> None:
 async def test_a_published_job_owes_the_outbox_nothing(rig: Rig) -> None:
     await rig.submit()
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while await rig.store.redis.zcard("torpor:outbox:requests"):
             await asyncio.sleep(0.01)
 

@@ -34,7 +34,7 @@ async def archived_job(api: ApiWithJobs) -> str:
     for start in range(0, len(WORDS), 300):
         await predictor.chat("".join(WORDS[start : start + 300]))
     await predictor.finish(chat_result(TEXT))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not await api.store.redis.hexists(keys.job(JobId(job_id)), "object"):
             await asyncio.sleep(0.02)
     assert not await api.store.redis.hexists(keys.job(JobId(job_id)), "result")
@@ -86,7 +86,7 @@ async def test_openais_client_gets_an_archived_response(api: ApiWithJobs) -> Non
         response = await client.responses.create(model="m", input="hi", background=True)
         job_id = next(event.subject for event in api.broker.events)
         await (await FakePredictor(api.store, job_id).start()).finish(chat_result(TEXT))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not await api.store.redis.hexists(keys.job(JobId(job_id)), "object"):
                 await asyncio.sleep(0.02)
         found = await client.responses.retrieve(response.id)
@@ -171,7 +171,7 @@ class TestObjectThatIsGone:
         text = "x" * 70_000  # fits into a line, and is archived
         await predictor.finish(chat_result(text))
         before = await events_of(api, job_id)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not await api.store.redis.hexists(keys.job(JobId(job_id)), "object"):
                 await asyncio.sleep(0.02)
         shutil.rmtree(tmp_path / "results")
@@ -206,7 +206,7 @@ class TestObjectThatIsGone:
         response = (await api.client.post("/v1/responses", json=body)).json()["id"]
         job_id = JobId(api.broker.events[-1].subject)
         await (await FakePredictor(api.store, job_id).start()).finish(chat_result(TEXT))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not await api.store.redis.hexists(keys.job(job_id), "object"):
                 await asyncio.sleep(0.02)
         shutil.rmtree(tmp_path / "results")

@@ -38,7 +38,7 @@ async def lines_of(rig: Rig, method: str, path: str, call: Any = None) -> list[b
 
 
 async def the_job(rig: Rig) -> str:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not rig.broker.events:
             await asyncio.sleep(0.01)
     return rig.broker.events[0].subject

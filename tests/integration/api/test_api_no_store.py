@@ -63,7 +63,7 @@ class Whole:
 
     async def next_job(self) -> str:
         """The job of the call that was made last."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 for event in self.rig.broker.events:
                     if event.subject.startswith("job_") and event.subject not in self.seen:
@@ -87,7 +87,7 @@ class Whole:
     async def _until_told(self) -> None:
         """Return once the api and the writer of the semantic cache have seen every end."""
         redis = self.rig.store.redis
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 ((newest, _),) = await redis.xrevrange(keys.ENDED, count=1)
                 groups = await redis.xinfo_groups(keys.ENDED)
@@ -216,7 +216,7 @@ async def library(whole: Whole) -> None:
     )
     body = {"name": "docs", "file_ids": [file.json()["id"]]}
     assert (await client.post("/v1/vector_stores", json=body)).status_code == 200
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not any("vectorstore" in event.type for event in whole.rig.broker.events):
             await asyncio.sleep(0.005)
     await whole.index()
@@ -321,6 +321,6 @@ async def test_a_plan_with_memory_keeps_nothing_of_a_call_without_a_conversation
 
 
 async def _until_archived(whole: Whole, job_id: JobId) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not await whole.rig.store.redis.hexists(keys.job(job_id), "object"):
             await asyncio.sleep(0.02)

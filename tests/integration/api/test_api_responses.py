@@ -27,7 +27,7 @@ def job_of(response: Any) -> str:
 
 
 async def eventually(client: AsyncOpenAI, response_id: str) -> Any:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while (response := await client.responses.retrieve(response_id)).status in (
             "queued",
             "in_progress",

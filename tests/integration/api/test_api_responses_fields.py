@@ -17,7 +17,7 @@ LOGPROBS = [{"token": "four", "logprob": -0.1, "bytes": [102], "top_logprobs": [
 
 
 async def the_job(rig: Rig, number: int = 0) -> str:
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(60):
         while len(rig.broker.events) <= number:
             await asyncio.sleep(0.01)
     return rig.broker.events[number].subject

@@ -27,7 +27,7 @@ async def listening(
     """The events of a reader who is there already."""
     async with (
         api.client.stream("GET", "/v1/events", headers=headers) as answer,
-        asyncio.timeout(5),
+        asyncio.timeout(60),
     ):
         assert answer.status_code == 200
 

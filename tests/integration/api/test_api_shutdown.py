@@ -20,6 +20,7 @@ from redis.asyncio import Redis
 from websockets.asyncio.client import connect
 
 from eventing.store.redis_store import RedisStore
+from tests import time_limits
 from tests.integration.api.fakes import FakePredictor, chat_result, sse_events
 from tests.redis_server import die_with_parent, free_port
 
@@ -49,13 +50,17 @@ class Process:
 @pytest.fixture
 def environment(redis_url: str, tmp_path: Path) -> dict[str, str]:
     (tmp_path / "triggers.yaml").write_text(TRIGGER)
-    return os.environ | {
-        "TORPOR_ANONYMOUS_ACCESS": "loopback",
-        "TORPOR_REDIS_URL": redis_url,
-        "TORPOR_QUEUE_TRIGGERS_FILE": str(tmp_path / "triggers.yaml"),
-        "TORPOR_MODELS": '[{"name": "m"}]',
-        "TORPOR_FILES_URL": f"file://{tmp_path}/files",
-    }
+    return (
+        os.environ
+        | time_limits.ENVIRONMENT
+        | {
+            "TORPOR_ANONYMOUS_ACCESS": "loopback",
+            "TORPOR_REDIS_URL": redis_url,
+            "TORPOR_QUEUE_TRIGGERS_FILE": str(tmp_path / "triggers.yaml"),
+            "TORPOR_MODELS": '[{"name": "m"}]',
+            "TORPOR_FILES_URL": f"file://{tmp_path}/files",
+        }
+    )
 
 
 @asynccontextmanager
@@ -73,7 +78,7 @@ async def started(environment: dict[str, str], folder: Path) -> AsyncIterator[Pr
         )
     url = f"http://127.0.0.1:{port}"
     try:
-        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
             async with asyncio.timeout(40):
                 while True:
                     try:
@@ -95,7 +100,7 @@ async def api(environment: dict[str, str], tmp_path: Path, redis: Redis) -> Asyn
 
 
 async def job_ids(store: RedisStore, count: int = 1) -> list[str]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             page = await store.list_jobs("default")
             if len(page.jobs) >= count:
@@ -140,7 +145,7 @@ async def test_a_stream_that_is_cut_off_ends_in_an_error(api: Process, store: Re
         lines = answer.aiter_lines()
         await anext(lines)
         api.terminate()
-        async with asyncio.timeout(4):
+        async with asyncio.timeout(60):
             seen = [line async for line in lines]
 
     error = orjson.loads([line for line in seen if line.startswith("data: ")][-1][6:])
@@ -157,7 +162,7 @@ async def test_the_events_of_a_job_end_and_go_on_elsewhere(
     cursor = ""
     async with api.client.stream("GET", f"/v1/jobs/{job_id}/events") as answer:
         events = sse_events(answer.aiter_lines())
-        async with asyncio.timeout(6):
+        async with asyncio.timeout(60):
             while (event := await anext(events)).get("event") != "tokens":
                 continue
             cursor = event["id"]
@@ -237,7 +242,7 @@ async def test_a_repeated_compaction_waits_for_the_job_of_the_one_that_was_cut_o
     call = {"model": "m", "input": "We launch on Tuesday."}
     async with started(environment, tmp_path) as process:
         held = asyncio.create_task(process.client.post("/v1/responses/compact", json=call))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not (await store.list_jobs("default")).jobs:
                 await asyncio.sleep(0.02)
         process.terminate()

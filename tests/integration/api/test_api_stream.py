@@ -34,7 +34,7 @@ async def following_a_start(rig: Rig) -> AsyncIterator[tuple[str, AsyncIterator[
     """A job that runs, and what its reader gets after having seen it start."""
     job_id = await rig.submit()
     await rig.predictor(job_id)
-    async with asyncio.timeout(3), following(rig, job_id) as events:
+    async with asyncio.timeout(60), following(rig, job_id) as events:
         assert [(await anext(events))["event"] for _ in range(2)] == ["state", "attempt"]
         yield job_id, events
 
@@ -148,7 +148,7 @@ async def test_readers_that_leave_are_let_go(rig: Rig) -> None:
     async with following(rig, job_id) as events:
         await anext(events)
 
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(60):
         while rig.parts.streams.reader_count:
             await asyncio.sleep(0.02)
 

@@ -42,7 +42,7 @@ async def chat_lines(rig: Rig, **headers: str) -> AsyncIterator[str]:
 
 
 async def the_job(rig: Rig) -> str:
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(60):
         while not rig.broker.events:
             await asyncio.sleep(0.01)
     return rig.broker.events[-1].subject

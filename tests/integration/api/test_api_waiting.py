@@ -35,7 +35,7 @@ async def queue(rig: Rig, redis: Redis) -> AsyncIterator[Queue]:
 
 async def look(rig: Rig, job_id: str) -> dict[str, object]:
     """What is told of the wait, once the job's event stands in the queue."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while True:
             waiting = (await rig.client.get(f"/v1/jobs/{job_id}")).json()["waiting"]
             if "position" in waiting:

@@ -28,13 +28,13 @@ LONG = "many words, " * 10_000
 async def answered(rig: Rig) -> str:
     """A batch of three lines that nobody has collected; the answer of the second has left Redis."""
     batch_id = await start(rig, lines(3))
-    async with running(rig), asyncio.timeout(5):
+    async with running(rig), asyncio.timeout(60):
         while len((record := await rig.parts.batches.batches.get(batch_id)).running) < 3:
             await asyncio.sleep(0.02)
     jobs = [JobId(one.job_id) for one in record.running]
     for job_id, text in zip(jobs, ("one", LONG, "three"), strict=True):
         await (await rig.predictor(job_id)).finish(chat_result(text))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not await rig.store.redis.hexists(keys.job(jobs[1]), "object"):
             await asyncio.sleep(0.02)
     await time_passes(rig)
@@ -74,7 +74,7 @@ async def test_an_answer_that_cannot_be_read_is_waited_for_and_holds_up_no_other
     results.write_text("no folder any more")
 
     async with running(rig):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while (await look(rig, batch_id))["request_counts"]["completed"] < 2:
                 await asyncio.sleep(0.02)
         assert (await look(rig, batch_id))["status"] == "in_progress"

@@ -83,14 +83,14 @@ async def look(api: ApiWithJobs, batch_id: str) -> dict[str, Any]:
 
 
 async def ended(api: ApiWithJobs, batch_id: str) -> dict[str, Any]:
-    async with asyncio.timeout(25):
+    async with asyncio.timeout(60):
         while (seen := await look(api, batch_id))["completed_at"] is None:
             await asyncio.sleep(0.05)
     return seen
 
 
 async def until_used(api: ApiWithJobs, meter: LimitMeter, tokens: int) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while (await Windows(api.store.redis).look(meter)).used < tokens:
             await asyncio.sleep(0.02)
 
@@ -137,7 +137,7 @@ async def test_a_batch_takes_half_of_a_minutes_tokens_and_goes_on_in_the_next(
         accepted = len(api.broker.events)
         await a_minute_passes(api)
         await until_used(api, meter, 5 * COST)
-        async with asyncio.timeout(10):  # a line is charged before it is submitted
+        async with asyncio.timeout(60):  # a line is charged before it is submitted
             while len(api.broker.events) < 11:
                 await asyncio.sleep(0.01)
 
@@ -202,7 +202,7 @@ async def test_an_admission_that_is_cut_off_gives_everything_back(
 
 
 async def _until_nothing_is_taken(api: ApiWithJobs, meter: LimitMeter) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while (await Windows(api.store.redis).look(meter)).used:
             await asyncio.sleep(0.02)
         while await api.store.redis.zcard(keys.jobs_in_flight_of(TENANT)):

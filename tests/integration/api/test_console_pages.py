@@ -238,7 +238,7 @@ async def test_the_console_and_its_lists_stay_small(api: ApiWithJobs, browser: B
     await expect(page.locator("#job-list .row")).to_have_count(25)
     for name, paths in PATHS.items():
         await go(page, f"#/{name}")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not paths <= set(wire.bytes_of):
                 await asyncio.sleep(0.05)
 

@@ -241,7 +241,7 @@ async def test_a_call_copied_as_code_runs_and_is_the_same_call(
 
 async def another_job(api: ApiWithJobs, known: str) -> str:
     """The id of the next job beside `known`."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             page = await api.store.list_jobs("default")
             if other := [job.id for job in page.jobs if job.id != known]:

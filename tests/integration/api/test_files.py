@@ -215,7 +215,11 @@ class TestTime:
         assert left_behind(api_settings) == []
 
     async def test_an_upload_that_stands_still_ends_and_leaves_no_scratch(
-        self, rig: Rig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+        self,
+        api_settings: ApiSettings,
+        store: RedisStore,
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
     ) -> None:
         """What came fast must not be time in hand: 16 MiB were worth a quarter of an hour."""
         scratch = tmp_path / "scratch"
@@ -226,12 +230,13 @@ class TestTime:
             b"content-type: multipart/form-data; boundary=x\r\n\r\n"
             b'--x\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n'
         )
-        reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(rig.url).port)
-        writer.write(head + b"x" * 16 * 1024 * 1024)
-        await writer.drain()
-        async with asyncio.timeout(6):
-            answer = await reader.readline()
-        writer.close()
+        async with rig_with(api_settings, store, body_timeout_s=0.5) as rig:
+            reader, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(rig.url).port)
+            writer.write(head + b"x" * 16 * 1024 * 1024)
+            await writer.drain()
+            async with asyncio.timeout(60):
+                answer = await reader.readline()
+            writer.close()
 
         assert answer.startswith(b"HTTP/1.1 408")
         assert open_scratch(scratch) == 0

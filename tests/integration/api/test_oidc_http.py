@@ -4,22 +4,25 @@ answers nonsense.
 
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import aiohttp
 import jwt
 import pytest
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
 
+from api.auth import oidc
 from api.auth.oidc import OidcRules, OidcVerifier, ProviderAway
 from eventing.clock import SystemClock
 from eventing.store.redis_store import RedisStore
 from tests.integration.api.api_with_jobs import api_with_jobs, settings_for
 from tests.redis_server import free_port
+from tests.time_limits import HANG_S
 
 OLD, NEW = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
 AUDIENCE = "torpor"
@@ -31,7 +34,7 @@ class Provider:
 
     url: str
     keys: dict[str, ec.EllipticCurvePrivateKey] = field(default_factory=lambda: {"old": OLD})
-    answer: web.Response | None = None
+    answer: Callable[[], web.Response] | None = None
     asked: int = 0
 
     async def configuration(self, _: web.Request) -> web.Response:
@@ -40,7 +43,7 @@ class Provider:
     async def jwks(self, _: web.Request) -> web.Response:
         self.asked += 1
         if self.answer is not None:
-            return self.answer
+            return self.answer()  # one of its own: a response that is sent twice hangs
         keys = [
             json.loads(ECAlgorithm.to_jwk(key.public_key())) | {"kid": name, "alg": "ES256"}
             for name, key in self.keys.items()
@@ -72,6 +75,14 @@ async def serving(provider: Provider) -> AsyncIterator[None]:
         yield
     finally:
         await runner.cleanup()
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A provider that is slow is `test_auth_oidc`'s subject; here it answers at once, or this process stands still."""
+    for name in ("_ASKING_S", "_GLANCE_S"):
+        monkeypatch.setattr(oidc, name, HANG_S)
+    monkeypatch.setattr(oidc, "_TIMEOUT", aiohttp.ClientTimeout(total=HANG_S))
 
 
 @pytest.fixture
@@ -155,18 +166,18 @@ async def test_keys_that_rotate_are_followed_and_old_ones_forgotten(provider: Pr
 @pytest.mark.parametrize(
     "answer",
     [
-        pytest.param(web.Response(status=500), id="broken"),
-        pytest.param(web.Response(text="<html>"), id="a page"),
-        pytest.param(web.json_response([1]), id="a list"),
-        pytest.param(web.json_response({"keys": []}), id="no keys"),
-        pytest.param(web.json_response({"keys": [{"kty": "oct"}]}), id="no public key"),
-        pytest.param(web.json_response({"keys": 7}), id="keys that are none"),
-        pytest.param(web.json_response({"keys": [7]}), id="a key that is none"),
-        pytest.param(web.Response(status=302, headers={"location": "/x"}), id="a redirect"),
+        pytest.param(lambda: web.Response(status=500), id="broken"),
+        pytest.param(lambda: web.Response(text="<html>"), id="a page"),
+        pytest.param(lambda: web.json_response([1]), id="a list"),
+        pytest.param(lambda: web.json_response({"keys": []}), id="no keys"),
+        pytest.param(lambda: web.json_response({"keys": [{"kty": "oct"}]}), id="no public key"),
+        pytest.param(lambda: web.json_response({"keys": 7}), id="keys that are none"),
+        pytest.param(lambda: web.json_response({"keys": [7]}), id="a key that is none"),
+        pytest.param(lambda: web.Response(status=302, headers={"location": "/x"}), id="a redirect"),
     ],
 )
 async def test_nonsense_from_the_provider_opens_nothing_and_takes_no_key_away(
-    provider: Provider, answer: web.Response
+    provider: Provider, answer: Callable[[], web.Response]
 ) -> None:
     clock = Clock()
     verifier, fresh = verifier_of(provider, clock), verifier_of(provider, clock)

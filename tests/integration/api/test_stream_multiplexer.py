@@ -37,7 +37,7 @@ async def running(store: RedisStore) -> FakePredictor:
 
 async def tokens_of(reader: Reader, count: int) -> list[int]:
     seen: list[int] = []
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while len(seen) < count:
             for entry in await reader.next(1.0):
                 seen.extend(entry.token_ids)
@@ -166,7 +166,7 @@ async def test_a_tap_takes_tokens_while_the_reader_waits_and_no_other_entry(
     hub: StreamMultiplexer, store: RedisStore
 ) -> None:
     predictor, bucket = await running(store), Bucket()
-    async with hub.follow(predictor.job_id, on_tokens=bucket) as reader, asyncio.timeout(5):
+    async with hub.follow(predictor.job_id, on_tokens=bucket) as reader, asyncio.timeout(60):
         assert [entry.kind for entry in await reader.next(1.0)] == [EntryKind.ATTEMPT]
         waiting = asyncio.create_task(reader.next(4.0))
         await asyncio.sleep(0.05)
@@ -300,7 +300,7 @@ async def test_it_ends_when_told_though_its_connection_closes_too_slowly(
         await caught_up(reader)
         monkeypatch.setattr(AbstractConnection, "disconnect", slowly)
         reading.cancel()
-        ended, _ = await asyncio.wait([reading], timeout=5)
+        ended, _ = await asyncio.wait([reading], timeout=60)
     monkeypatch.undo()
     await hub.close()
 

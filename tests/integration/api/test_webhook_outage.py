@@ -72,7 +72,7 @@ async def told(
     webhooks: WebhookStore, subject: str, is_far_enough: Callable[[WebhookDelivery], bool]
 ) -> WebhookDelivery:
     """The first endpoint's delivery about `subject`, once it is so far."""
-    async with asyncio.timeout(7):
+    async with asyncio.timeout(60):
         while True:
             (one,) = [d for d in await webhooks.of("t", subject) if d.endpoint == "we_1"]
             if is_far_enough(one):

@@ -16,6 +16,7 @@ from openai import AsyncOpenAI
 from redis.asyncio import Redis
 
 from eventing.store.redis_store import RedisStore
+from tests import time_limits
 from tests.integration.api.api_with_jobs import ApiWithJobs, api_with_jobs, settings_for
 from tests.integration.api.conftest import chat_line
 from tests.integration.api.fakes import FakePredictor, chat_result
@@ -260,15 +261,18 @@ async def test_a_delivery_survives_a_kill_of_its_sender(
     """The only api is killed (-9) in its first try; another one sends the rest, under one id."""
     receiver.answer = lambda n: web.Response(status=503 if n == 1 else 200)
     async with receiving() as broker:
-        environment = os.environ | {
-            "TORPOR_ANONYMOUS_ACCESS": "loopback",
-            "TORPOR_REDIS_URL": redis_url,
-            "TORPOR_BROKER_URL": broker.url,
-            "TORPOR_MODELS": '[{"name":"m","context_tokens":64}]',
-            "TORPOR_WEBHOOK_ALLOW": '["127.0.0.0/8"]',
-            "TORPOR_WEBHOOK_SCHEDULE_S": "[0,0.5]",
-            "TORPOR_WEBHOOK_TIMEOUT_S": "0.5",
-        }
+        environment = (
+            os.environ
+            | time_limits.ENVIRONMENT
+            | {
+                "TORPOR_ANONYMOUS_ACCESS": "loopback",
+                "TORPOR_REDIS_URL": redis_url,
+                "TORPOR_BROKER_URL": broker.url,
+                "TORPOR_MODELS": '[{"name":"m","context_tokens":64}]',
+                "TORPOR_WEBHOOK_ALLOW": '["127.0.0.0/8"]',
+                "TORPOR_WEBHOOK_SCHEDULE_S": "[0,0.5]",
+            }
+        )
         async with process(environment) as url, httpx.AsyncClient(base_url=url) as client:
             tools = ApiWithJobs(url, client, None, store, None)  # type: ignore[arg-type]
             await tools.answer(await tools.submit(webhook={"url": receiver.url}))
@@ -314,7 +318,7 @@ async def test_a_jobs_timeline_has_its_webhooks_with_durations(
 
     await api.answer(job_id)
     await receiver.wait_for(1)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not (after := (await api.client.get(look)).json()["timeline"])["is_whole"]:
             await asyncio.sleep(0.02)
 

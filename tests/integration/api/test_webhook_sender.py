@@ -29,6 +29,7 @@ from api.webhook.webhook import (
 )
 from eventing.process.egress import AllowList
 from tests.integration.api.receiver import Receiver, receiving
+from tests.time_limits import HANG_S
 from tests.unit.eventing.test_egress import INSIDE
 
 LOOPBACK = AllowList.parse(["127.0.0.0/8"])
@@ -85,7 +86,7 @@ async def add(store: WebhookStore, url: str, endpoint_id: str = "we_1") -> Endpo
     return endpoint
 
 
-async def settled(store: WebhookStore, timeout_s: float = 6) -> WebhookDelivery:
+async def settled(store: WebhookStore, timeout_s: float = HANG_S) -> WebhookDelivery:
     """The newest delivery of the tenant, once it is settled."""
     async with asyncio.timeout(timeout_s):
         while True:
@@ -417,7 +418,7 @@ async def test_nothing_that_is_refused_when_handed_in_is_dialled_when_it_got_pas
     await tell(webhooks, message())
 
     async with sending(webhooks, settings(allowed=AllowList())):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not all(d.state.is_settled for d in await webhooks.log("t", 100)):
                 await asyncio.sleep(0.05)
         found = await webhooks.log("t", 100)

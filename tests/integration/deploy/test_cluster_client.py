@@ -132,7 +132,7 @@ async def test_a_followed_object_is_shown_at_every_change_and_when_it_goes(
     cluster: Cluster, server: ApiServer
 ) -> None:
     seen = []
-    async with asyncio.timeout(5), aclosing(cluster.follow(SETTINGS)) as states:
+    async with asyncio.timeout(60), aclosing(cluster.follow(SETTINGS)) as states:
         async for state in states:
             seen.append(state["data"] if state else None)
             if len(seen) == 1:
@@ -150,7 +150,7 @@ async def test_a_followed_object_is_shown_at_every_change_and_when_it_goes(
 async def test_a_watch_that_breaks_off_loses_no_change(cluster: Cluster, server: ApiServer) -> None:
     server.watch_breaks = 1
     seen = []
-    async with asyncio.timeout(5), aclosing(cluster.follow(SETTINGS)) as states:
+    async with asyncio.timeout(60), aclosing(cluster.follow(SETTINGS)) as states:
         async for state in states:
             seen.append(state["data"] if state else None)
             if seen[-1] is None:
@@ -168,7 +168,7 @@ async def test_an_expired_watch_is_begun_again_from_a_list(
 ) -> None:
     server.version = -10  # the list hands out a version that the watch calls too old
     seen = []
-    async with asyncio.timeout(5), aclosing(cluster.follow(SETTINGS)) as states:
+    async with asyncio.timeout(60), aclosing(cluster.follow(SETTINGS)) as states:
         async for state in states:
             seen.append(state)
             if len(seen) == 1:

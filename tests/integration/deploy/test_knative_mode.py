@@ -122,7 +122,7 @@ async def test_a_deploy_waits_until_the_change_has_reached_knative_and_its_revis
         await asyncio.sleep(0.1)
         server.put(service(new, "thinker-2", "thinker-2"))
 
-    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         group.create_task(come_up())
         await rollout.wait(cluster, [predictor("predictor:2")], TERMS, notes)
 

@@ -55,7 +55,7 @@ async def server(tmp_path: Path, secret: dict[str, str]) -> AsyncIterator[RedisS
 
 async def _answers(server: RedisServer, password: str) -> None:
     """Wait until the server is up; it refuses whoever has no password."""
-    async with asyncio.timeout(5), Redis(port=server.port, password=password) as probe:
+    async with asyncio.timeout(60), Redis(port=server.port, password=password) as probe:
         while True:
             with suppress(ConnectionError):
                 await probe.ping()

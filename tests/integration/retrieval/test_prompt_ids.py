@@ -34,6 +34,7 @@ from tests.integration.retrieval.test_retrieve import (
     call_of,
     search_over,
 )
+from tests.time_limits import STORE_S
 
 pytestmark = REAL_ENGINE
 
@@ -81,7 +82,7 @@ async def engine() -> AsyncIterator[Engine]:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def client(redis_url: str) -> AsyncIterator[Redis]:
-    client = connect(redis_url)
+    client = connect(redis_url, timeout_s=STORE_S)
     await client.flushall()
     yield client
     await client.aclose()

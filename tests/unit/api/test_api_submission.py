@@ -134,7 +134,7 @@ async def test_its_event_is_published_right_after() -> None:
 
     job, _ = await submit(made, TENANT, LINE, SubmitOptions())
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while store._index.unpublished:
             await asyncio.sleep(0.001)
     assert [event.subject for event in broker.events] == [job.id]

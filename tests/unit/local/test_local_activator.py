@@ -257,7 +257,7 @@ async def test_a_caller_that_leaves_before_there_is_a_replica_wakes_nothing() ->
 
     scope = {"type": "http", "method": "POST", "path": "/events", "headers": []}
     held = asyncio.create_task(activator.handle(Request(scope, receive)))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not activator.waiting:
             await asyncio.sleep(0.001)
     left.set()

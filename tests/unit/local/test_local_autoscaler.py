@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 from knative.autoscaling.kpa.annotations import read_knative
 from knative.autoscaling.kpa.autoscaler_config import read_autoscaler_config
+from tests.time_limits import HANG_S
 from torpor.local import manifest
 from torpor.local.predictors.autoscaler import KpaLoop, PolicyClock
 from torpor.local.settings import StackSettings
@@ -56,7 +57,7 @@ async def running(scale: RememberedScale, load: Load, **settings: int) -> AsyncI
         task.cancel()
 
 
-async def until(condition: object, timeout_s: float = 5) -> None:
+async def until(condition: object, timeout_s: float = HANG_S) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():  # type: ignore[operator]
             await asyncio.sleep(0.005)
