@@ -12,11 +12,11 @@ from typing import Final, Protocol, TypeVar
 
 from api.http.protocol import ResponseWriter
 from api.job.stream_position import StreamFault, StreamPosition, before
-from api.view.outlook import Outlook
+from api.view.outlook import Outlook, tool_outlook
 from eventing.clock import Clock
 from eventing.errors import NotFound, ObjectGone, StoreUnavailable, Unavailable
 from eventing.job.job import Job, JobId, JobState
-from eventing.job.plan import Hold
+from eventing.job.plan import Hold, StepStatus
 from eventing.job.store import EntryKind, JobReader, StreamEntry, cursor_order
 from eventing.live.shown import LiveReader, ShownEntries
 from eventing.live.stream_multiplexer import TokenCallback
@@ -184,9 +184,7 @@ class _Reading:
     async def _is_left_by(self, entries: Sequence[StreamEntry]) -> bool:
         """True when the job's stream is at its end with these entries."""
         for entry in entries:
-            if entry.kind is EntryKind.STEP and self.job.plan is not None:
-                step = self.job.plan.step(entry.step)
-                self._is_validating = step is not None and step.is_after
+            self._follow_plan(entry)
         state = last_state(entries, is_validating=self._is_validating)
         self._is_waiting = state is JobState.QUEUED
         if state is None or not state.is_terminal:
@@ -196,6 +194,19 @@ class _Reading:
         if self._stream != self.job.id:  # the job that it follows has ended: soon it will, too
             self._is_led_over, self._pause_s = True, _FIRST_OUTLOOK_S
         return False
+
+    def _follow_plan(self, entry: StreamEntry) -> None:
+        """Which step is next, by what the stream says: the record was read before."""
+        if self.job.plan is None:
+            return
+        if entry.kind is EntryKind.STEP and (step := self.job.plan.step(entry.step)) is not None:
+            self._is_validating = step.is_after
+            is_over = entry.step_status in (StepStatus.COMPLETED, StepStatus.SKIPPED)
+            following = self.job.plan.next_after(step.name) if is_over else step.name
+            self.job = replace(self.job, step=following)
+        elif entry.state is JobState.QUEUED and self._is_validating:
+            self.job = replace(self.job, step="")  # queued after it: for the next turn, or again
+            self._is_validating = False
 
     def _is_due(self) -> bool:
         """True when the record should be read: it says that the job has ended, or the stream has been silent for
@@ -309,9 +320,9 @@ def last_state(entries: Sequence[StreamEntry], *, is_validating: bool = False) -
 
 
 async def outlook_of(deps: LiveDeps, job: Job) -> Outlook | None:
-    """The state of a queued job's wait; None when it is not known."""
+    """The state of the wait of a job that is queued, or stands between two turns; None when it is not known."""
     if job.state is not JobState.QUEUED:
-        return None
+        return tool_outlook(job)
     try:
         async with asyncio.timeout(deps.store_timeout_s):
             return await deps.waiting.outlook(job)

@@ -238,6 +238,9 @@ def _again(job: Job, request: JobRequest | None) -> NewJob:
 
 def _view(job: Job, include: Collection[ListField] = (ListField.REQUEST,)) -> JobView:
     view = job_view(
-        job, with_request=ListField.REQUEST in include, with_prompt=ListField.PROMPT in include
+        job,
+        with_request=ListField.REQUEST in include,
+        with_prompt=ListField.PROMPT in include,
+        with_turns=bool(job.turns),
     )
     return view | {"object": "dead_letter"}

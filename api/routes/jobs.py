@@ -152,6 +152,7 @@ async def list_jobs(call: Call[JobDeps]) -> Response:
                     with_request=ListField.REQUEST in include,
                     with_result=ListField.RESULT in include,
                     with_prompt=ListField.PROMPT in include,
+                    with_turns=False,
                 )
                 for job in page.jobs
             ],
@@ -171,7 +172,8 @@ async def get_job(call: Call[JobDeps]) -> Response:
     """Retrieve a job.
 
     With `wait`, the answer is sent when the job has ended, or after that many seconds. While it is queued,
-    `waiting` has its place, the expected wait and the starting replicas. `timeline` has every step with its
+    `waiting` has its place, the expected wait and the starting replicas; between two turns, what is waited for.
+    `timeline` has every step with its
     duration, webhooks included.
     """
     query = call.request.query_params
@@ -220,8 +222,8 @@ _EVENTS: Final = Text(
 async def follow_job(call: Call[JobDeps]) -> Response:
     """Follow a job live (server-sent events).
 
-    `state`, `waking` (without id), `attempt`, `tokens`, and last `result`. `Last-Event-ID` (or `?after=`) resumes a
-    stream; after the last event the answer is 204.
+    `state`, `waking` (without id), `step`, `attempt`, `tokens`, `turn`, `call`, and last `result`.
+    `Last-Event-ID` (or `?after=`) resumes a stream; after the last event the answer is 204.
     """
     await call.hold_stream()
     text = call.request.headers.get("last-event-id") or call.request.query_params.get("after", "")

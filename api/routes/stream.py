@@ -151,7 +151,7 @@ def _events_of(moment: Moment, cursor: str) -> list[tuple[str, Any, str]]:
 
 def _ended_view(job: Job) -> JobView:
     """The ended job. A large result is left out whether it is in the object store yet or not, and `links.result` is
-    its address.
+    its address; so are the texts of calls that together would make too long a line.
     """
     view = job_view(job)
     if (
@@ -159,12 +159,33 @@ def _ended_view(job: Job) -> JobView:
         and len(orjson.dumps(view["result"])) > LARGE_BYTES
     ) or len(line) > LINE_LIMIT_BYTES:
         view["result"] = None
+    if "turns" in view and len(orjson.dumps(view)) > LINE_LIMIT_BYTES:
+        for call in (call for turn in view["turns"] for call in turn["calls"]):
+            call["arguments"], call["output"] = "", None
     return view
 
 
 def _start(call: Mapping[str, Any]) -> str:
     """The start of a call's arguments: the whole came as tokens, and is in the job."""
     return str(call.get("arguments") or "")[:_CALL_CHARS]
+
+
+def _call_data(entry: StreamEntry) -> dict[str, Any]:
+    data: dict[str, Any] = {
+        "turn": entry.turn,
+        "call": entry.place,
+        "name": entry.name or None,
+        "status": entry.call_state,
+        "send": entry.send or None,
+        "ms": entry.call_ms or None,
+        "output": entry.output[:_CALL_CHARS] or None,
+        "is_error": entry.is_error,
+    }
+    return data | {
+        name: text
+        for name, text in (("approval_id", entry.approval_id), ("reason", entry.reason))
+        if text
+    }
 
 
 def entry_event(entry: StreamEntry) -> tuple[str, Any, str]:
@@ -190,14 +211,7 @@ def entry_event(entry: StreamEntry) -> tuple[str, Any, str]:
             calls = [{**each, "arguments": _start(each)} for each in calls_of(entry)]
             data = {"turn": entry.turn, "index": entry.index, "calls": calls}
         case EntryKind.CALL:
-            data = {
-                "turn": entry.turn,
-                "call": entry.place,
-                "status": entry.call_state,
-                "send": entry.send or None,
-                "ms": entry.call_ms or None,
-                "output": entry.output[:_CALL_CHARS] or None,
-            }
+            data = _call_data(entry)
         case EntryKind.STATE | EntryKind.OTHER:
             data = {"state": entry.state, "attempt": entry.attempt}
             if entry.phase:

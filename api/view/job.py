@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, NotRequired
 from typing_extensions import TypedDict
 
 from api.http.described import described
+from api.view.items.turns import TurnView, turn_views
 from api.view.outlook import Outlook, OutlookView, outlook_view
 from api.view.timeline import TimelineView
 from eventing.cloudevent.job_event import CacheView, Timings, cache_view, timings
@@ -143,8 +144,14 @@ class JobView(AcceptedJobView):
     """Which model answered, where that is not the one that was asked for"""
     pipeline: NotRequired[list[PipelineStepView]]
     """The steps before the predictor and after it, where its model has some"""
-    phase: NotRequired[Literal["validating"]]
-    """The answer is there, and steps judge it"""
+    phase: NotRequired[Literal["validating", "tool", "approval", "input"]]
+    """What a job in progress waits for: steps that judge its answer, calls of tools, or only a person who is to decide
+    or to be asked
+    """
+    turns: NotRequired[list[TurnView]]
+    """The answers of a model with tools, and their calls; not in a list"""
+    stopped_by: NotRequired[str]
+    """The limit (`turns`, `calls`, `tokens`, `cost`, `time`, `repeat`) after which its model could call no tool"""
     incomplete_reason: NotRequired[str]
     """Why the text of the answer is withheld: `content_filter`, or `content_filter_unavailable`"""
     waiting: NotRequired[OutlookView]
@@ -164,6 +171,7 @@ def job_view(
     with_request: bool = False,
     with_result: bool = True,
     with_prompt: bool = False,
+    with_turns: bool = True,
 ) -> JobView:
     """The job; `waiting` is set while something is known of the wait."""
     view: JobView = {
@@ -190,12 +198,9 @@ def job_view(
     }
     if job.plan is not None:
         view["pipeline"] = [_step_view(record) for record in job.steps]
-    if job.is_validating:
-        view["phase"] = VALIDATING
-    if job.incomplete:
-        view["incomplete_reason"] = job.incomplete
-    if (routing := routing_view(job)) is not None:
-        view["routing"] = routing
+    _add_progress(view, job)
+    if with_turns and (turns := turn_views(job)) is not None:
+        view["turns"] = turns
     if job.cache is not None and job.cache.is_hit:
         view["saved_usage"] = job.cache.saved_usage
     if with_result:
@@ -207,6 +212,20 @@ def job_view(
     if with_prompt:
         view["prompt"] = job.prompt
     return view
+
+
+def _add_progress(view: JobView, job: Job) -> None:
+    """What a job waits for, and what became of it on its way."""
+    if job.tool_phase is not None:
+        view["phase"] = job.tool_phase.value
+    elif job.is_validating:
+        view["phase"] = VALIDATING
+    if job.turns and job.turns[-1].stopped_by:
+        view["stopped_by"] = job.turns[-1].stopped_by
+    if job.incomplete:
+        view["incomplete_reason"] = job.incomplete
+    if (routing := routing_view(job)) is not None:
+        view["routing"] = routing
 
 
 def _step_view(record: StepRecord) -> PipelineStepView:

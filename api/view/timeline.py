@@ -10,6 +10,7 @@ from typing_extensions import TypedDict
 from yarl import URL
 
 from api.http.described import described
+from api.view.items.turns import turn_steps
 from api.webhook.webhook import JOB_WEBHOOK, WebhookDelivery
 from eventing.job.cache import CacheKind
 from eventing.job.job import Job
@@ -26,7 +27,7 @@ class StepView(_Try):
     """A step; which of the later fields there are is a matter of its kind."""
 
     step: str
-    """accepted, cache, queued, step, waking, attempt, tokens, delivery, or the state it ended in"""
+    """accepted, cache, queued, step, waking, attempt, tokens, turn, call, delivery, or the state it ended in"""
     at_ms: int
     duration_ms: int | None
     """Until now for a running step; null for a step without duration"""
@@ -37,12 +38,23 @@ class StepView(_Try):
     source_job: NotRequired[str]
     """The job that gave, or gives, the answer of a hit"""
     name: NotRequired[str]
-    """Of a step before the predictor or after it; `outcome` is its status"""
+    """Of a step before the predictor or after it, whose `outcome` is its status; of a call `SERVER.TOOL`, whose
+    `outcome` is its state
+    """
     attempt: NotRequired[int]
     outcome: NotRequired[str | None]
     resumed_from: NotRequired[int]
     count: NotRequired[int]
     """Of tokens"""
+    turn: NotRequired[int]
+    place: NotRequired[int]
+    """Of a call, in its turn"""
+    sends: NotRequired[int]
+    """How often a call may have reached its tool"""
+    arguments: NotRequired[str]
+    """Of a call, the first thousand characters"""
+    output: NotRequired[str | None]
+    """What the model was told of a call, the first thousand characters"""
     delivery: NotRequired[str]
     """The id of a webhook's delivery"""
     endpoint: NotRequired[str]
@@ -89,6 +101,7 @@ def timeline(
     steps += _pipeline(job, now_ms)
     steps += kept or waking_steps(job, replicas, now_ms)
     steps += _attempts(job, now_ms)
+    steps += turn_steps(job)
     if job.finished_ms:
         steps.append(_span(str(job.state), job.finished_ms, job.finished_ms, now_ms))
         steps[-1]["duration_ms"] = job.finished_ms - job.created_ms

@@ -177,8 +177,8 @@ def tenant_of(event: Event) -> str:
 def result_event(job: Job, *, inline_bytes: int = DATAREF_ABOVE_BYTES) -> Event:
     """The result event of an ended `job`; the same ending always gives the same identity.
 
-    Data: `{id, state, attempt, model, custom_id, response, usage, error, timings, attempts}`; above `inline_bytes`
-    the `response` is left out, and `dataref` is its address.
+    Data: `{id, state, attempt, model, custom_id, response, usage, error, timings, attempts}`, and `tools` of a job that
+    called some; above `inline_bytes` the `response` is left out, and `dataref` is its address.
     """
     data: dict[str, Any] = {
         "id": job.id,
@@ -202,6 +202,8 @@ def result_event(job: Job, *, inline_bytes: int = DATAREF_ABOVE_BYTES) -> Event:
     }
     if job.cache is not None:
         data |= {"cache": cache_view(job.cache), "saved_usage": job.cache.saved_usage}
+    if job.turns:
+        data["tools"] = tools_used(job)
     extensions = {"tenant": job.tenant, "attempt": str(job.attempt)}
     extensions |= _sendable({"model": job.request.model} | _carried(job))
     encoded = orjson.dumps(data)
@@ -218,6 +220,39 @@ def result_event(job: Job, *, inline_bytes: int = DATAREF_ABOVE_BYTES) -> Event:
         extensions=extensions,
         data=encoded,
     )
+
+
+class ToolsUsed(TypedDict):
+    """The tools that a job called, without arguments and results: an event goes to each subscriber."""
+
+    turns: int
+    calls: list[dict[str, Any]]
+    stopped_by: str | None
+    calls_in_doubt: int
+
+
+def tools_used(job: Job) -> ToolsUsed:
+    """What an ended job called, and how many calls may have happened of which no result is known."""
+    calls = [call for turn in job.turns for call in turn.calls]
+    return {
+        "turns": len(job.turns),
+        "calls": [
+            {
+                "turn": call.turn,
+                "place": call.place,
+                "name": call.name,
+                "server": call.server or None,
+                "tool": call.tool or None,
+                "state": call.state,
+                "is_error": bool(call.is_error),
+                "sends": call.sends,
+                "ms": call.ended_ms - call.sent_ms if call.sent_ms and call.ended_ms else None,
+            }
+            for call in calls
+        ],
+        "stopped_by": job.turns[-1].stopped_by or None,
+        "calls_in_doubt": sum(call.state.may_have_run for call in calls),
+    }
 
 
 class CacheView(TypedDict):

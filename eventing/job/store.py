@@ -236,7 +236,11 @@ class StreamEntry(NamedTuple):
     call_state: CallState | None = None  #: of a call; None for one that a newer version knows
     call_ms: int = 0  #: how long the newest send of an ended call took
     send: int = 0  #: which send of the call
+    name: str = ""  #: of a call: the function as the model called it
     output: str = ""  #: of an ended call: the start of its result
+    is_error: bool = False  #: the tool said that it failed
+    approval_id: str = ""  #: of a call that waits for a decision
+    reason: str = ""  #: why a call waits, was not run, was denied, or is in doubt
 
 
 def calls_of(entry: StreamEntry) -> Sequence[Mapping[str, Any]]:

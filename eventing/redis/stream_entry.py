@@ -86,7 +86,11 @@ def _parse_tools(
         call_state=CallState(state) if state in _CALL_STATES else None,
         call_ms=int(fields.get(b"ms", 0)),
         send=int(fields.get(b"send", 0)),
-        output=fields.get(b"output", b"").decode(),
+        name=fields.get(b"name", b"").decode(),
+        output=fields.get(b"output", b"").decode("utf-8", "ignore"),  # it may be cut anywhere
+        is_error=fields.get(b"is_error") == b"1",
+        approval_id=fields.get(b"approval_id", b"").decode(),
+        reason=fields.get(b"reason", b"").decode("utf-8", "ignore"),
     )
 
 

@@ -3,11 +3,14 @@
 Called by the predictor and the store in memory; `_lib.lua` does the same where a script ends a job.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 Spent = list[dict[str, Any]]
-"""Tokens by `kind` (`hedged`, `retried`, `repaired`, `cascaded`) and `model`: `prompt_tokens`, `completion_tokens`."""
+"""Tokens by `kind` (`hedged`, `retried`, `repaired`, `cascaded`, `turn`) and `model`: `prompt_tokens`,
+`completion_tokens`; of `turn`, which is an answer that asked for tools, the details of both as well.
+"""
+_COUNTS: Final = ("prompt_tokens", "completion_tokens")
 
 
 def usage_with(usage: Any, spent: Spent | None) -> Any:
@@ -36,6 +39,28 @@ def spent_with(usage: Mapping[str, Any], kind: str, model: str) -> Spent:
         own[name] = max(0, (usage.get(name) or 0) - sum(each[name] for each in spent))
     _add_spent(spent, own)
     return spent
+
+
+def own_usage(usage: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The usage of the answer alone, without what was spent beside it."""
+    spent = usage.get("extra") or ()
+    own = {name: value for name, value in usage.items() if name != "extra"}
+    for name in _COUNTS:
+        own[name] = max(0, (usage.get(name) or 0) - sum(each.get(name) or 0 for each in spent))
+        kept = usage.get(f"{name}_details")
+        if isinstance(kept, Mapping):
+            own[f"{name}_details"] = {
+                detail: _left(count, [each.get(f"{name}_details") for each in spent], detail)
+                for detail, count in kept.items()
+            }
+    return own | {"total_tokens": own["prompt_tokens"] + own["completion_tokens"]}
+
+
+def _left(count: Any, spent: Sequence[Any], detail: str) -> Any:
+    if not isinstance(count, int):
+        return count
+    beside = [each.get(detail) for each in spent if isinstance(each, Mapping)]
+    return max(0, count - sum(each for each in beside if isinstance(each, int)))
 
 
 def _add_spent(spent: Spent, entry: Mapping[str, Any]) -> None:

@@ -56,6 +56,7 @@ local function tell(stream, call, now)
     if value and value ~= '' and value ~= 0 then entry[#entry + 1], entry[#entry + 2] = name, value end
   end
   if FINAL[call.state] then add('output', cut(call.output or '', SHOWN_BYTES)) end
+  add('name', call.name)
   add('is_error', call.is_error)
   add('approval_id', WAITING[call.state] and call.approval_id)
   add('approver', call.approver)

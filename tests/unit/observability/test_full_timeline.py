@@ -94,3 +94,22 @@ async def test_a_webhook_that_is_just_going_out_is_waited_for() -> None:
 
 async def test_without_a_timeline_in_the_answer_the_job_is_unchanged() -> None:
     assert await full_timeline(Api(None), "job_1") == []
+
+
+def test_turns_and_calls_are_lines_of_their_own() -> None:
+    steps: list[dict[str, Any]] = [
+        {"step": "turn", "turn": 1, "count": 40, "at_ms": 1000, "duration_ms": None},
+        {
+            "step": "call",
+            "name": "web.fetch",
+            "outcome": "not_run",
+            "sends": 2,
+            "at_ms": 1000,
+            "duration_ms": 250,
+        },
+    ]
+
+    turn, call = timeline_lines(steps)
+
+    assert turn.split("s  ")[1] == "turn 1: 40 tokens"
+    assert " ".join(call.split()) == "+0.00 s call web.fetch: not run, 2 sends 0.25 s"

@@ -18,6 +18,7 @@ from torpor.client import JobEvent
 
 stdout = Terminal()
 stderr = Terminal(stderr=True)
+_LINE_CHARS: Final = 100
 _ENDED: Final = ("completed", "failed", "cancelled")
 
 
@@ -29,6 +30,46 @@ def step(text: str) -> None:
 def print_json(value: Any, *, indent: int | None = None) -> None:
     """JSON on standard output, on one line unless it is for people."""
     stdout.print(json.dumps(value, ensure_ascii=False, indent=indent))
+
+
+def call_words(data: dict[str, Any]) -> str:
+    """What became of a call of a tool."""
+    name = _tool_name(data)
+    reason = f": {_short(data['reason'])}" if data.get("reason") else ""
+    match data["status"]:
+        case "sent":
+            again = f" (send {data['send']})" if (data.get("send") or 1) > 1 else ""
+            return f"{name} runs{again}"
+        case "returned":
+            took = f" after {data['ms'] / 1000:.2f} s" if data.get("ms") else ""
+            failed = "failed" if data.get("is_error") else "returned"
+            return f"{name} {failed}{took}: {_short(data.get('output') or '')}".rstrip(": ")
+        case "awaiting_approval" | "awaiting_input" | "in_doubt":
+            waits = _WAITS[data["status"]]
+            return f"{name} {waits}{reason}; torpor approvals list"
+        case status:
+            return f"{name} {str(status or 'changed').replace('_', ' ')}{reason}"
+
+
+_WAITS: Final = {
+    "awaiting_approval": "waits for approval",
+    "awaiting_input": "asks its user",
+    "in_doubt": "may have happened: say what is to be done",
+}
+
+
+def _tool_name(call: dict[str, Any]) -> str:
+    """A tool as a person reads it."""
+    if call.get("server"):
+        return f"{call['server']}.{call['tool']}"
+    plain = f"call {call.get('turn', '')}.{call.get('call', call.get('place', ''))}"
+    return str(call.get("name") or plain).replace("__", ".", 1)
+
+
+def _short(text: str) -> str:
+    """The start of a text, on one line."""
+    line = " ".join(text.split())
+    return line if len(line) <= _LINE_CHARS else f"{line[:_LINE_CHARS]} …"
 
 
 class JobScreen:
@@ -66,6 +107,8 @@ class JobScreen:
                 again = " (starts over)" if data.get("is_restart") else ""
                 since = f", goes on after {data['index']} tokens" if data.get("index") else ""
                 self.line(f"in_progress, attempt {data['attempt']}{since}{again}")
+            case "turn" | "call":
+                self._draw_tools(data)
             case "tokens":
                 self._quiet()
                 stdout.print(text_of(data["delta"]), end="")
@@ -75,6 +118,17 @@ class JobScreen:
             case "result":
                 self.result = data
                 self._draw_result(data)
+
+    def _draw_tools(self, data: dict[str, Any]) -> None:
+        """A turn with its calls, or what became of one."""
+        if "calls" not in data:
+            self.line(call_words(data))
+            return
+        for call in data["calls"]:
+            name = _tool_name(call)
+            self.line(f"turn {data['turn']}: calls {name} {_short(call['arguments'])}".rstrip())
+            if call.get("state") == "awaiting_approval":
+                self.line(f"{name} waits for approval: torpor approvals list")
 
     def _draw_waking(self, data: dict[str, Any]) -> None:
         text = waking_words(data)

@@ -61,6 +61,11 @@ def _words(step: dict[str, Any]) -> str:
             return f"attempt {step['attempt']}: {step['outcome'] or 'running'}{since}"
         case "tokens":
             return f"tokens: {step['count']}"
+        case "turn":
+            return f"turn {step['turn']}: {step['count']} tokens"
+        case "call":
+            again = f", {step['sends']} sends" if step["sends"] > 1 else ""
+            return f"call {step['name']}: {step['outcome'].replace('_', ' ')}{again}"
         case "delivery":
             return _delivery(step)
         case name:

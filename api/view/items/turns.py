@@ -1,0 +1,164 @@
+"""The turns of a job and the tool calls in them, as callers see them. Pure.
+
+Called by `api.view.job` and `api.view.timeline`. Long arguments and results are cut: the whole arguments are in the
+token stream, and the whole result was for the model.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from typing_extensions import TypedDict
+
+from api.http.described import described
+from eventing.job.call.usage import own_usage
+from eventing.job.job import AttemptRecord, Job
+from eventing.job.plan import TOOLS_STEP
+from eventing.job.tools.call import CallState, EffectClass, ToolCall, Turn
+
+_SHOWN_CHARS: Final = 1_000
+
+
+@described
+class CallView(TypedDict):
+    """A call of a tool."""
+
+    place: int
+    """Its place in its turn"""
+    name: str
+    """The function as the model called it"""
+    server: str | None
+    """The tool's server; null for a function of yours"""
+    tool: str | None
+    state: CallState
+    effect: EffectClass | None
+    """What a second send can do"""
+    sends: int
+    """How often it may have reached the tool"""
+    queued_ms: int | None
+    sent_ms: int | None
+    """The newest send"""
+    ended_ms: int | None
+    arguments: str
+    """As the model wrote them, the first thousand characters"""
+    output: str | None
+    """What the model was told, the first thousand characters"""
+    output_bytes: int
+    """Of the whole result"""
+    is_error: bool
+    """The tool said that it failed"""
+    reason: str | None
+    """Why it waits, was not run, was denied, or is in doubt"""
+    approval_id: str | None
+    """Of the decision that was asked for"""
+    approver: str | None
+    """Who decided"""
+    expires_ms: int | None
+    """When a decision comes too late"""
+
+
+@described
+class TurnView(TypedDict):
+    """One answer of the model: it asked for tools, or it is the last."""
+
+    turn: int
+    attempt: int
+    """The attempt that made it"""
+    started_ms: int | None
+    ended_ms: int | None
+    """When it was whole"""
+    tokens: int
+    usage: Mapping[str, Any] | None
+    """Of this turn alone; null until it is known"""
+    cached_tokens: int | None
+    """Tokens of its prompt that the engine had from before; null where it does not say"""
+    calls: list[CallView]
+
+
+def turn_views(job: Job) -> list[TurnView] | None:
+    """The turns of a job with tools, the present one too; None for one without."""
+    if not job.turns and (job.plan is None or job.plan.step(TOOLS_STEP) is None):
+        return None
+    attempts = {record.attempt: record for record in job.history}
+    views = [_turn_view(turn, attempts.get(turn.attempt)) for turn in job.turns]
+    before = job.turns[-1].attempt if job.turns else 0
+    if (last := job.history[-1] if job.history else None) and last.attempt > before:
+        views.append(_last_view(job, last))
+    return views
+
+
+def _turn_view(turn: Turn, made: AttemptRecord | None) -> TurnView:
+    return {
+        "turn": turn.number,
+        "attempt": turn.attempt,
+        "started_ms": (made and made.started_ms) or None,
+        "ended_ms": (made and made.ended_ms) or None,
+        "tokens": turn.end - turn.begin,
+        "usage": dict(turn.usage) or None,
+        "cached_tokens": _cached(turn.usage),
+        "calls": [_call_view(call) for call in turn.calls],
+    }
+
+
+def _last_view(job: Job, made: AttemptRecord) -> TurnView:
+    """The answer that is made now, or was the job's end; its usage is what is left of the job's."""
+    usage = own_usage(job.usage) if job.usage else None
+    return {
+        "turn": len(job.turns) + 1,
+        "attempt": made.attempt,
+        "started_ms": made.started_ms,
+        "ended_ms": made.ended_ms or None,
+        "tokens": job.token_count - job.turn_begin,
+        "usage": usage,
+        "cached_tokens": _cached(usage or {}),
+        "calls": [],
+    }
+
+
+def _cached(usage: Mapping[str, Any]) -> int | None:
+    details = usage.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
+    return cached if isinstance(cached, int) else None
+
+
+def _call_view(call: ToolCall) -> CallView:
+    return {
+        "place": call.place,
+        "name": call.name,
+        "server": call.server or None,
+        "tool": call.tool or None,
+        "state": call.state,
+        "effect": call.effect if call.server else None,
+        "sends": call.sends,
+        "queued_ms": call.queued_ms or None,
+        "sent_ms": call.sent_ms or None,
+        "ended_ms": call.ended_ms or None,
+        "arguments": call.arguments[:_SHOWN_CHARS],
+        "output": call.output[:_SHOWN_CHARS] if call.state.is_final else None,
+        "output_bytes": call.output_bytes,
+        "is_error": bool(call.is_error),
+        "reason": call.reason or None,
+        "approval_id": call.approval_id or None,
+        "approver": call.approver or None,
+        "expires_ms": call.expires_ms or None,
+    }
+
+
+def turn_steps(job: Job) -> Iterator[dict[str, Any]]:
+    """The turns and calls as steps of a timeline; a running call has no `duration_ms` yet."""
+    for turn in job.turns:
+        committed: dict[str, Any] = {"at_ms": turn.committed_ms, "duration_ms": None}
+        yield {"step": "turn", **committed, "turn": turn.number, "count": turn.end - turn.begin}
+        for call in turn.calls:
+            begun_ms = call.queued_ms or turn.committed_ms
+            yield {
+                "step": "call",
+                "at_ms": begun_ms,
+                "duration_ms": max(0, call.ended_ms - begun_ms) if call.ended_ms else None,
+                "turn": turn.number,
+                "place": call.place,
+                "name": f"{call.server}.{call.tool}" if call.server else call.name,
+                "outcome": str(call.state),
+                "sends": call.sends,
+                "arguments": call.arguments[:_SHOWN_CHARS],
+                "output": call.output[:_SHOWN_CHARS] if call.state.is_final else None,
+            }
