@@ -66,6 +66,7 @@ class ModelService:
             on_change=self.activator.changed,
             on_failure=on_failure,
             group=group,
+            time_scale=settings.time_scale,
         )
         self._autoscaler = self._make_autoscaler()
 
