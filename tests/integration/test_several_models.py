@@ -8,8 +8,6 @@ import pytest
 
 from tests.integration.stack import LocalStack
 
-pytestmark = pytest.mark.timeout(90)  # two cold starts
-
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
