@@ -5,7 +5,7 @@ Called by the autoscaler loop (`scale_to`) and the stack (`stop`). Must not know
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +82,16 @@ class Fleet:
     def alive(self) -> int:
         """Starting and ready predictors: the present scale."""
         return sum(r.is_wanted for r in self._replicas.values())
+
+    @property
+    def replicas(self) -> Collection[LocalReplica]:
+        """All that have not ended."""
+        return self._replicas.values()
+
+    @property
+    def processes(self) -> int:
+        """Those that hold memory, draining ones too."""
+        return len(self._replicas)
 
     def scale_to(self, wanted: int) -> None:
         """Start or drain until `wanted` predictors run; call it again after every change."""
