@@ -37,7 +37,7 @@ from eventing.process.body import BodyReader, BodyRoom
 from eventing.process.http_server import listen
 from eventing.process.probe import ReadyOnceStarted, alive, metrics_page
 from eventing.redis.connection import connect
-from eventing.store.steps.redis_steps import RedisStepStore
+from eventing.store.steps.redis_tools import RedisToolStore
 from eventing.store.vector_store.query import SEARCH_STEP
 from eventing.telemetry import trace
 from eventing.telemetry.log import log_context
@@ -70,7 +70,7 @@ class StepServer:
         self._redis = connect(
             settings.redis_url.get_secret_value(), timeout_s=settings.store_timeout_s
         )
-        self._store = RedisStepStore(self._redis, settings.lease)
+        self._store = RedisToolStore(self._redis, settings.lease)
         self.route = make_route(settings, self._redis, max_unpublished=_MAX_UNPUBLISHED)
         clock = SystemClock()
         self._embedder, self._index = open_embedder(settings), open_index(settings, self._redis)
