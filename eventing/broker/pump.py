@@ -294,8 +294,6 @@ class Pump:
                 # An engine that did not answer may be gone.
                 by_any = answer.status == 0
                 await self._queue.defer(claimed.ticket, int(delay_s * 1000), by_any=by_any)
-                if by_any:
-                    self._queue.forget_seen()
             case Nack():
                 await self._queue.nack(claimed.ticket, lane_of(claimed.event))
             case DeadLetter(reason):
@@ -304,6 +302,8 @@ class Pump:
                 else:
                     is_tried = not answer.is_refusal
                     await self._queue.defer(claimed.ticket, CLAIM_IDLE_MS, is_tried=is_tried)
+        if answer.status == 0:
+            self._queue.forget_seen()
         labelled(_deliveries, self._trigger.name, type(decision).__name__).inc()
 
     def _decide(

@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import AsyncExitStack
+from dataclasses import replace
 
 import pytest
 from redis.asyncio import Redis
@@ -11,12 +12,14 @@ from eventing.broker.pump import Pump
 from eventing.broker.queue import Queue, QueueView
 from eventing.broker.router import Router
 from eventing.job.job import JobId
-from eventing.job.prompt import SeenPrefixes
+from eventing.job.prompt import SeenPrefixes, prompt_prefix
+from eventing.job.store import ConversationTurn
 from eventing.redis import keys
 from eventing.store.steps.redis_steps import RedisStepStore
-from tests.contract.broker.queue_rig import IDLE_MS, ids, settle
+from tests.contract.broker.queue_rig import IDLE_MS, ids, put, settle
 from tests.contract.broker.stack import NAME, Stack, Subscriber, pumping, trigger, until
 from tests.contract.broker.test_queue_prefix import MOST_PASSES, Rig, prompt, take
+from tests.contract.rig import new_job
 
 LEFT, ROOM, HOLDERS = (keys.queue(NAME, part) for part in ("left", "room", "holders"))
 COME_BACK = 2
@@ -282,3 +285,66 @@ async def test_turns_with_a_common_start_go_to_the_engine_of_the_first(redis: Re
             if where == [prefix for prefix, _ in turns]:
                 break
         assert where == [prefix for prefix, _ in turns]
+
+
+async def test_the_next_turn_of_a_conversation_goes_to_the_engine_of_the_last(rig: Rig) -> None:
+    async def say(text: str) -> JobId:
+        job_id = await rig.submit(text)
+        turn = ConversationTurn(id="conv_1", items=())
+        await rig.redis.hset(
+            keys.job(job_id), "prefix", prompt_prefix(replace(new_job(), turn=turn))
+        )
+        return job_id
+
+    await say("hello")
+    await settle(rig.queues[1], *await rig.queues[1].claim(2))
+    job = await say("and then?")
+
+    assert await take(rig.queues[0]) == []
+    assert await take(rig.queues[1]) == [job]
+
+
+async def test_a_job_that_is_queued_again_goes_to_the_engine_that_had_it(rig: Rig) -> None:
+    """As by a script that has an answer made again, or goes on after a tool's result."""
+    await rig.submit("a short one", body={"prompt_cache_key": "thread"})
+    (claimed,) = await rig.queues[1].claim(2)
+    await settle(rig.queues[1], claimed)
+    await put(rig.queues[0], claimed.event)
+
+    assert await take(rig.queues[0]) == []
+    assert await take(rig.queues[1]) == [claimed.event.id]
+
+
+async def test_a_pump_looks_when_a_job_is_due_again_that_its_engine_began(rig: Rig) -> None:
+    """Nothing else tells it: any other pump would be as likely the first to look."""
+    await hear_out(rig.queues[1])
+    await rig.submit("short")
+    assert await rig.queues[1].wait(60_000)
+    (claimed,) = await rig.queues[1].claim(1)
+    await rig.queues[1].defer(claimed.ticket, 50, by_any=False)
+
+    assert not await rig.queues[1].wait(60_000)
+    assert await take(rig.queues[1]) == [claimed.event.id]
+
+
+async def test_a_pump_whose_engine_gives_no_answer_holds_nothing_any_more(rig: Rig) -> None:
+    engine = Subscriber()
+    queue, to = rig.queues[0], trigger(engine.url)
+    router = Router([(to, queue)])
+    store = RedisStepStore(rig.redis)
+    pump = Pump(to, queue, router, DeadLetterHandler(rig.redis, store, router))
+    before = queue.holder
+    async with pumping(Stack(rig.redis, to, pump, queue, store, router)):
+        async with engine.serving():
+            await rig.submit("short")
+            await until(lambda: has_got(engine))
+        await rig.submit("short")
+
+        async def is_another() -> bool:
+            return queue.holder != before
+
+        await until(is_another, timeout_s=30)
+
+
+async def has_got(engine: Subscriber) -> bool:
+    return bool(engine.got)
