@@ -55,7 +55,7 @@ def test_an_unknown_model_is_refused_and_the_others_are_named(stack: LocalStack)
 @pytest.fixture
 def one_place(tmp_path: Path) -> Iterator[LocalStack]:
     flags = ("--model", "left=seeded", "--model", "right=seeded", "--window", "6s")
-    slow = {"TORPOR_SEEDED_TOKENS_PER_S": "20"}
+    slow = {"TORPOR_SEEDED_TOKENS_PER_S": "3"}
     made = LocalStack(tmp_path / "data", *flags, "--most-running", "1", env=slow).start()
     yield made
     made.stop()
@@ -74,13 +74,13 @@ def test_models_that_share_one_place_take_turns_and_a_long_job_goes_on_after_its
         seen.append(sum(len(states) for states in found.values()))
         return found
 
-    long = submit(one_place, "left")  # 72 tokens, 3.6 s of work
+    long = submit(one_place, "left")  # 72 tokens: 24 s of work
     one_place.until(lambda: running()["left"] == ["ready"])
-    short = submit(one_place, "right", max_tokens=5)
+    short = submit(one_place, "right", max_tokens=2)
 
-    one_place.until(lambda: running()["right"] == ["ready"])
-    assert one_place.job(short, wait_s=20)["state"] == "completed"
-    assert one_place.job(long)["state"] not in ("completed", "failed")
-    one_place.until(lambda: bool(running()) and one_place.job(long)["state"] == "completed")
-    assert one_place.job(long)["result"]["usage"]["completion_tokens"] == 72
+    one_place.until(lambda: bool(running()) and one_place.job(short)["state"] == "completed")
+    assert one_place.job(long)["state"] in ("queued", "in_progress")
+    one_place.until(lambda: bool(running()) and one_place.job(long)["attempt"] == 2)
+    one_place.until(lambda: one_place.job(long)["token_count"] > 0)
+    assert by_model(one_place)["right"]["replicas"]["list"] == []
     assert max(seen) == 1
