@@ -9,6 +9,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import yaml
@@ -112,6 +113,7 @@ def _flow(value: Any) -> str:
     return _scalar(value)
 
 
+@lru_cache(maxsize=4096, typed=True)  # a render has 60,000 of them, and few that differ
 def _scalar(value: Any) -> str:
     if value in _BOOLEANS_IN_GO:
         return f"'{value}'"

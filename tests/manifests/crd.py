@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -107,10 +107,15 @@ class Crds:
         if "oldSelf" in rule:  # about a change, and there is nothing before
             return False
         try:
-            return cel.evaluate(rule, {"self": value}) is False
+            return _compiled(rule).execute({"self": value}) is False
         except (ValueError, RuntimeError, TypeError):
             self.skipped_rules.add(rule)
             return False
+
+
+@cache
+def _compiled(rule: str) -> Any:
+    return cel.compile(rule)
 
 
 def _key(resource: Mapping[str, Any]) -> tuple[str, str]:

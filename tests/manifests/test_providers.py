@@ -17,7 +17,7 @@ from knative.deploy.render import parts
 from knative.deploy.render.render import write
 from knative.deploy.values import Values, ValuesError, load_values
 from predictor.settings import EngineKind, PredictorSettings
-from tests.manifests.conftest import CRDS, Resources, kustomize
+from tests.manifests.conftest import Resources, kustomize
 from tests.manifests.crd import Crds
 from tests.manifests.objects import named, planted
 from tests.manifests.test_pods import RULES
@@ -253,10 +253,10 @@ def test_the_doctor_asks_for_a_price(overlays: dict[str, Resources]) -> None:
     assert [f.fault.field for f in found] == ["data.TORPOR_MODELS: inside"]
 
 
-@pytest.mark.skipif(not CRDS.is_dir(), reason="../shared/crds is not beside this checkout")
 @pytest.mark.parametrize("overlay", NAMES)
-def test_strict_schemas_take_every_resource(overlays: dict[str, Resources], overlay: str) -> None:
-    crds = Crds(CRDS)
+def test_strict_schemas_take_every_resource(
+    overlays: dict[str, Resources], crds: Crds, overlay: str
+) -> None:
     found = {r["metadata"]["name"]: faults(r, crds) for r in overlays[overlay]}
 
     assert {name: each for name, each in found.items() if each} == {}

@@ -55,10 +55,10 @@ CHOICES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def known() -> Crds | None:
+@pytest.fixture
+def known(request: pytest.FixtureRequest) -> Crds | None:
     """The CRDs, where they are beside the checkout; the doctor judges without them."""
-    return Crds(CRDS) if CRDS.is_dir() else None
+    return request.getfixturevalue("crds") if CRDS.is_dir() else None
 
 
 @pytest.mark.parametrize("overlay", ["queue", "serverless"])

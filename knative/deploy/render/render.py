@@ -5,6 +5,7 @@ Called by `torpor render` and by the test that holds the committed files to thei
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +37,10 @@ def _files(values: Values) -> dict[str, str]:
 
 def differences(folder: Path, values: Values) -> list[Difference]:
     """Give every file that differs from the render of the values."""
-    wanted = _files(values)
+    return _differences(folder, _files(values))
+
+
+def _differences(folder: Path, wanted: Mapping[str, str]) -> list[Difference]:
     present = {
         str(path.relative_to(folder)): path
         for owned in OWNED
@@ -54,8 +58,8 @@ def differences(folder: Path, values: Values) -> list[Difference]:
 
 def write(folder: Path, values: Values) -> list[Difference]:
     """Make the folder equal to the render; give what was changed. Safe to run again half-way."""
-    found = differences(folder, values)
     wanted = _files(values)
+    found = _differences(folder, wanted)
     for difference in found:
         path = folder / difference.path
         if difference.kind == "stale":
