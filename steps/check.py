@@ -14,7 +14,15 @@ from typing import Any, Final
 
 from eventing.errors import BadRequest
 from eventing.job.pipelines.document import load_pipelines
-from eventing.job.plan import EMBED_STEP, MODERATE_STEP, ROUTE_STEP, Pipelines, PlannedStep
+from eventing.job.plan import (
+    EMBED_STEP,
+    LIST_TOOLS_STEP,
+    MODERATE_STEP,
+    ROUTE_STEP,
+    TOOLS_STEP,
+    Pipelines,
+    PlannedStep,
+)
 from eventing.store.conversation.policy import STEP as MEMORY
 from eventing.store.conversation.policy import memory_policy
 from eventing.store.vector_store.query import RETRIEVE_STEP, SEARCH_STEP
@@ -26,6 +34,7 @@ from steps.retrieval.settings import check_retrieve
 from steps.route.tiers import parse_rule
 from steps.semantic_cache.settings import NAME as SEMANTIC_CACHE
 from steps.semantic_cache.settings import parse_settings
+from steps.tools.settings import parse_tool_settings
 from steps.validation.moderate import parse_moderation
 from steps.validation.moderate_input import NAME as MODERATE_INPUT
 from steps.validation.moderate_input import parse_input_rule
@@ -56,6 +65,8 @@ CHECKS: Final[Mapping[str, Callable[[Mapping[str, Any]], object]]] = {
     SEMANTIC_CACHE: parse_settings,
     VALIDATE_OUTPUT: parse_validation,
     GROUND: parse_grounding,
+    LIST_TOOLS_STEP: parse_tool_settings,
+    TOOLS_STEP: parse_tool_settings,
 }
 """What judges the settings of each step that a plan may have."""
 
@@ -119,6 +130,8 @@ def _needs(step: PlannedStep, embedding_url: str, index_url: str) -> Iterator[st
         yield "asyncpg"
     if step.name == VALIDATE_OUTPUT:
         yield "jsonschema"
+    if step.name == LIST_TOOLS_STEP:
+        yield "mcp"
 
 
 def _why_not(need: str | PackagedFile) -> str | None:

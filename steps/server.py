@@ -50,6 +50,7 @@ from steps.runner.parts import Parts
 from steps.runner.runner import Runner, RunnerDeps
 from steps.settings import StepsSettings
 from steps.table import EventHandler, event_handlers, handlers
+from steps.tools.make import make_tools
 
 _log = structlog.get_logger()
 Table = Callable[[Parts], Mapping[str, Handler]]
@@ -70,7 +71,7 @@ class StepServer:
         self._redis = connect(
             settings.redis_url.get_secret_value(), timeout_s=settings.store_timeout_s
         )
-        self._store = RedisToolStore(self._redis, settings.lease)
+        self._store = RedisToolStore(self._redis, settings.lease, send_acks=settings.tool_send_acks)
         self.route = make_route(settings, self._redis, max_unpublished=_MAX_UNPUBLISHED)
         clock = SystemClock()
         self._embedder, self._index = open_embedder(settings), open_index(settings, self._redis)
@@ -81,7 +82,9 @@ class StepServer:
             clock=clock,
             embedder=self._embedder,
             index=self._index,
+            tools=(tools := make_tools(settings, self._store, self.route, clock)),
         )
+        self._parts.at_drain.append(tools.caller.drain)
         self._event_handlers: Mapping[str, EventHandler] = event_handlers(self._parts)
         self.runner = Runner(
             RunnerDeps(
@@ -98,6 +101,7 @@ class StepServer:
                 publish_again=self.route.publish_again,
                 handlers=table(self._parts),
                 clock=clock,
+                tool_calls=tools.calls,
             )
         )
         self._bodies = BodyReader(
@@ -135,6 +139,13 @@ class StepServer:
         if isinstance(self.route, OutboxPublisher):
             beside.append(partial(self.route.run, self._store))
         await asyncio.gather(*(run() for run in beside))
+
+    async def drain(self) -> None:
+        """Begin nothing more; what is under way ends within the grace, or is given up."""
+        grace_s = self.settings.drain_grace_s
+        await asyncio.gather(
+            self.runner.drain(grace_s), *(drain(grace_s) for drain in self._parts.at_drain)
+        )
 
     async def close(self) -> None:
         for close in self._parts.at_end:
@@ -231,7 +242,7 @@ async def serve(server: StepServer) -> None:
             group.create_task(listening)
             beside = group.create_task(server.run_background())
             await stopping.wait()
-            await server.runner.drain(settings.drain_grace_s)
+            await server.drain()
             beside.cancel()
             drained.set()
     finally:

@@ -4,10 +4,12 @@ Names that the other processes also use (`host`, `port`) are prefixed here, beca
 have the same environment.
 """
 
+from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, SecretStr
+from pydantic import AfterValidator, Field, FilePath, SecretStr, field_validator
 
+from eventing.job.tools.sealed import SealingKeys
 from eventing.process.setting import FilesUrl, LogLevel, OptionalHttpUrl, RedisUrl, Token, redis_url
 from eventing.settings import BrokerClientSettings
 from steps.embedding.settings import EmbeddingSettings
@@ -61,5 +63,24 @@ class StepsSettings(BrokerClientSettings, EmbeddingSettings):
     """
     guard_token: Token = SecretStr("")
     """Bearer token of guard models' endpoints."""
+    tool_credentials_dir: Path | None = None
+    """Folder with the credentials that the tools file names, a file each: a bearer token, or lines `Name: value`."""
+    tool_seal_key_file: FilePath | None = None
+    """Key by which credentials that a request brings for its tool servers are sealed; the api's file."""
+    tool_send_acks: int = Field(0, ge=0, le=8)
+    """Replicas of the store that must have the mark of a call before it is sent; those of `store_acks` are the least.
+    """
     log_level: LogLevel = "INFO"
     """DEBUG, INFO, WARNING or ERROR."""
+
+    @property
+    def sealing_keys(self) -> SealingKeys | None:
+        """The keys in `tool_seal_key_file`."""
+        return SealingKeys.read(self.tool_seal_key_file) if self.tool_seal_key_file else None
+
+    @field_validator("tool_seal_key_file")
+    @classmethod
+    def _check_seal(cls, path: Path | None) -> Path | None:
+        if path is not None:
+            SealingKeys.read(path)
+        return path

@@ -7,12 +7,15 @@ index) it loads at its first call.
 from collections.abc import Awaitable, Callable, Mapping
 
 from eventing.cloudevent.event import Event
+from eventing.cloudevent.tool_event import CALLED
 from eventing.job.plan import (
     EMBED_STEP,
+    LIST_TOOLS_STEP,
     MODERATE_STEP,
     MODERATION_INPUT,
     MODERATION_OUTPUT,
     ROUTE_STEP,
+    TOOLS_STEP,
 )
 from eventing.store.conversation.policy import STEP as MEMORY
 from eventing.store.conversation.store import Conversations
@@ -77,6 +80,8 @@ def handlers(parts: Parts) -> Mapping[str, Handler]:
         SEARCH_STEP: SearchStep(search),
         RETRIEVE_STEP: RetrieveStep(search),
         MODERATE_INPUT: ModerateInput(guards),
+        LIST_TOOLS_STEP: parts.tools.list_tools,
+        TOOLS_STEP: parts.tools.tools,
         VALIDATE_OUTPUT: ValidateOutput(
             checks(guards), parts.clock, SharedCascadeLimit(parts.redis)
         ),
@@ -104,7 +109,10 @@ def event_handlers(parts: Parts) -> Mapping[str, EventHandler]:
             tokenize=word_pieces,
         )
     )
-    return dict.fromkeys(WORK_TYPES, VectorStoreEvents(ingester))
+    return {
+        **dict.fromkeys(WORK_TYPES, VectorStoreEvents(ingester)),
+        CALLED: parts.tools.caller,
+    }
 
 
 async def no_op(call: StepCall) -> StepOutcome:

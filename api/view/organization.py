@@ -68,11 +68,7 @@ class SpentView(TypedDict):
 class UsageResult(TypedDict):
     """What was used. Fields that OpenAI has not: `thought_tokens` and all after it."""
 
-    object: Literal[
-        "organization.usage.completions.result",
-        "organization.usage.embeddings.result",
-        "organization.usage.moderations.result",
-    ]
+    object: Literal["organization.usage.completions.result", "organization.usage.embeddings.result"]
     input_tokens: int
     input_cached_tokens: int
     output_tokens: int

@@ -14,7 +14,6 @@ import orjson
 from eventing.job.job import Job
 from eventing.job.tools.call import (
     CallState,
-    EffectClass,
     ToolCall,
     Turn,
     approval_item_id,
@@ -35,7 +34,6 @@ _TOLD: Final[Mapping[StoppedBy, str]] = {
     StoppedBy.TIME: f"The call was not run: the time for tools is used up. {_NO_MORE}",
     StoppedBy.REPEAT: f"The call was not run: the same call was made before. {_NO_MORE}",
 }
-PARALLEL: Final = "parallel"
 UNKNOWN_TOOL: Final = "unknown_tool"
 INVALID_ARGUMENTS: Final = "invalid_arguments"
 """Why a call was not run."""
@@ -97,8 +95,12 @@ class _Decision:
         self._client = client
         self._now_ms = now_ms
         body = job.request.body
-        self._limits = settings.limits.capped({"max_calls": body.get("max_tool_calls")})
-        self._parallel = 1 if body.get("parallel_tool_calls") is False else self._limits.parallel
+        self._limits = settings.limits.capped(
+            {
+                "max_calls": body.get("max_tool_calls"),
+                "parallel": 1 if body.get("parallel_tool_calls") is False else None,
+            }
+        )
         pinned = {each.server_label: each for each in pinned_servers(job.tool_list)}
         self._servers = {**pinned, BUILT_IN: BUILT_IN_SERVER}
         self._tools = {
@@ -110,6 +112,7 @@ class _Decision:
         self._equal = Counter(
             call.digest for turn in job.turns for call in turn.calls if call.server
         )
+        self._mark = next((each.mark for each in pinned.values() if each.mark), "")
         self._taints = tainting_origins(job.turns, self._servers) if settings.taint else frozenset()
         self._stopped = self._stopped_before()
 
@@ -132,9 +135,10 @@ class _Decision:
             committed_ms=self._now_ms,
             epoch=self._job.epoch,
             ends=int(ends := self._ends(calls)),
-            parallel=self._parallel,
+            parallel=self._limits.parallel,
             ask_ms=self._ask_ms(ends=ends),
             stopped_by=self._stopped or "",
+            mark=self._mark,
             calls=tuple(calls),
         )
 
@@ -176,7 +180,7 @@ class _Decision:
         )
         configured = self._configured.get(server.server_label)
         if configured is None:
-            return call
+            return replace(call, by_url=int(server.server_label != BUILT_IN))
         return replace(call, timeout_ms=configured.timeout_ms, max_attempts=configured.max_attempts)
 
     def _limit(self, call: ToolCall, before: Sequence[ToolCall]) -> ToolCall | None:
@@ -188,9 +192,6 @@ class _Decision:
             self._stopped = StoppedBy.REPEAT
         if self._stopped:
             return _not_run(call, self._stopped, _TOLD[self._stopped])
-        if running >= self._parallel:
-            text = f"The call was not run: at most {self._parallel} at once. Ask for it again."
-            return _not_run(call, PARALLEL, text)
         return None
 
     def _stopped_before(self) -> StoppedBy | None:
@@ -327,24 +328,3 @@ def _wrong_arguments(text: str, limit_bytes: int) -> str:
     except orjson.JSONDecodeError:
         is_object = False
     return "" if is_object else "The arguments are no JSON object; the call was not run."
-
-
-def effect_of(
-    server: ToolServer | None, tool: str, annotations: Mapping[str, Any], *, is_trusted: bool
-) -> EffectClass:
-    """The effect class of a tool: the operator's; hints of a trusted server take the place of its default, and hints of
-    any server make it stricter.
-    """
-    effect = server.effect_of(tool) if server else EffectClass.ONCE
-    is_named = server is not None and tool in server.effects
-    read_only, destructive = annotations.get("readOnlyHint"), annotations.get("destructiveHint")
-    if is_trusted and not is_named and effect is EffectClass.ONCE:
-        if read_only is True:
-            effect = EffectClass.READ
-        elif annotations.get("idempotentHint") is True:
-            effect = EffectClass.REPEATABLE
-    if effect is EffectClass.READ and (read_only is False or destructive is True):
-        return EffectClass.ONCE
-    if effect is EffectClass.REPEATABLE and annotations.get("idempotentHint") is False:
-        return EffectClass.ONCE
-    return effect

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from eventing.errors import BadRequest
 from eventing.job.tools.limits import ToolLimits
-from eventing.job.tools.request import OnApproval
+from eventing.job.tools.request import LIMITS, ON_APPROVAL, SERVERS, OnApproval
 from eventing.job.tools.server import LABEL
 
 
@@ -28,20 +28,20 @@ _LIMITS: Final = frozenset(each.name for each in fields(ToolLimits))
 
 def parse_tool_settings(settings: Mapping[str, Any]) -> ToolSettings:
     """Raises `BadRequest` naming the setting."""
-    for name in settings.keys() - {"servers", "on_approval", "taint", "limits"}:
+    for name in settings.keys() - {SERVERS, ON_APPROVAL, "taint", LIMITS}:
         raise BadRequest("is not supported", name)
-    servers, limits = settings.get("servers", ()), settings.get("limits", {})
+    servers, limits = settings.get(SERVERS, ()), settings.get(LIMITS, {})
     if not isinstance(servers, list | tuple) or not all(
         isinstance(each, str) and LABEL.match(each) for each in servers
     ):
-        raise BadRequest("must be a list of labels", "servers")
+        raise BadRequest("must be a list of labels", SERVERS)
     if not isinstance(taint := settings.get("taint", True), bool):
         raise BadRequest("must be true or false", "taint")
-    if settings.get("on_approval", OnApproval.WAIT) not in list(OnApproval):
-        raise BadRequest(f"must be one of {', '.join(OnApproval)}", "on_approval")
+    if settings.get(ON_APPROVAL, OnApproval.WAIT) not in list(OnApproval):
+        raise BadRequest(f"must be one of {', '.join(OnApproval)}", ON_APPROVAL)
     return ToolSettings(
         servers=tuple(servers),
-        on_approval=OnApproval(settings.get("on_approval", OnApproval.WAIT)),
+        on_approval=OnApproval(settings.get(ON_APPROVAL, OnApproval.WAIT)),
         taint=taint,
         limits=_limits(limits),
     )
@@ -49,7 +49,7 @@ def parse_tool_settings(settings: Mapping[str, Any]) -> ToolSettings:
 
 def _limits(given: Any) -> ToolLimits:
     if not isinstance(given, Mapping):
-        raise BadRequest("must be an object", "limits")
+        raise BadRequest("must be an object", LIMITS)
     for name, value in given.items():
         if name not in _LIMITS:
             raise BadRequest("is not supported", f"limits.{name}")

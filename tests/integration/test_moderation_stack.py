@@ -12,6 +12,8 @@ import pytest
 
 from tests.integration.stack import LocalStack, planned_stack
 
+pytestmark = pytest.mark.timeout(120)  # cold starts
+
 FORBIDDEN = "hummingbird"
 PIPELINES = f"""
 moderated:

@@ -25,6 +25,8 @@ from tests.integration.predictor_process import Answered, PredictorProcess, pred
 from tests.time_limits import HANG_S
 from tests.unit.predictor.harness import asking, event_of
 
+pytestmark = pytest.mark.timeout(90)
+
 CANARY = "canary-7f3a"
 
 

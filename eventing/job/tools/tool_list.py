@@ -49,6 +49,7 @@ class PinnedServer:
     origin: str = ""
     tools: tuple[PinnedTool, ...] = ()
     error: str = ""  #: why it has no tools
+    mark: str = ""  #: of the job, random: what stands between two of it was said by a tool
 
 
 def to_json(servers: Sequence[PinnedServer]) -> bytes:

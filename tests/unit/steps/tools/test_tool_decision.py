@@ -12,7 +12,8 @@ from eventing.job.tools.limits import ToolLimits
 from eventing.job.tools.request import OnApproval
 from eventing.job.tools.server import Approval, ServerKind, ToolServer
 from eventing.job.tools.tool_list import PinnedServer, PinnedTool, to_json
-from steps.tools.decision import ApprovalImpossible, decide, effect_of
+from steps.tools.decision import ApprovalImpossible, decide
+from steps.tools.listing import effect_of
 from steps.tools.settings import ToolSettings, parse_tool_settings
 
 NOW_MS = 1_000_000
@@ -158,13 +159,14 @@ class TestNotRun:
         assert (call.state, call.reason, call.is_error) == (CallState.NOT_RUN, reason, 1)
         assert call.output
 
-    def test_calls_beyond_those_at_once_are_not_run_and_tools_stay_on(self) -> None:
+    def test_a_turn_says_how_many_of_its_calls_may_run_at_once(self) -> None:
         said = asked(*(("a__look", f'{{"n": {n}}}') for n in range(3)))
-        job = job_of(said, pinned("a", "look"), parallel_tool_calls=False)
-        turn = decide(job, SETTINGS, {}, NOW_MS).turn
-        assert turn is not None
-        assert [call.reason for call in turn.calls] == ["", "parallel", "parallel"]
-        assert turn.stopped_by == ""
+        turns = [
+            decide(job_of(said, pinned("a", "look"), **body), SETTINGS, {}, NOW_MS).turn
+            for body in ({}, {"parallel_tool_calls": False})
+        ]
+        assert [turn.parallel for turn in turns if turn] == [8, 1]
+        assert all(call.state is CallState.PENDING for turn in turns if turn for call in turn.calls)
 
     def test_calls_past_the_limit_are_not_run_and_tools_go_off(self) -> None:
         said = asked(("a__look", '{"n": 1}'), ("a__look", '{"n": 2}'))

@@ -1,0 +1,418 @@
+"""Runs tool calls: one delivery of `tool.called` is one send of one call.
+
+The store marks the call as sent and gives its lease before anything is dialled, and compares the end with the send, so
+a process may die anywhere in here: the broker delivers the event again, and the mark says what may have happened. Every
+call has a deadline of its own.
+"""
+
+import asyncio
+import hashlib
+import secrets
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import orjson
+import structlog
+
+from eventing.broker.tool_calls import ToolCalls, epoch_of
+from eventing.clock import Clock
+from eventing.cloudevent.event import Event
+from eventing.cloudevent.tool_event import PLACE, called_event
+from eventing.errors import BadRequest, TorporError, Unavailable
+from eventing.job.job import Job, JobId
+from eventing.job.tools.call import CallState, ToolCall, idempotency_key
+from eventing.job.tools.limits import DEFAULT_LIMITS, ToolLimits
+from eventing.job.tools.server import URLS, ServerKind, ToolServer
+from eventing.job.tools.store import CallEnd, ReturnStatus, SendStatus, Sent
+from eventing.job.tools.tool_list import pinned_servers
+from eventing.telemetry import trace
+from eventing.telemetry.metric.series import labelled
+from steps.handler import NotInstalled
+from steps.tools import metrics
+from steps.tools.client.answer import (
+    Answer,
+    Asks,
+    InDoubt,
+    Later,
+    NotSent,
+    Outgoing,
+    Refused,
+    Result,
+    Target,
+)
+from steps.tools.client.clients import Clients
+from steps.tools.results import ToolResults
+from steps.tools.targets import Targets
+
+_log = structlog.get_logger()
+TASK: Final = "task:"
+LATER: Final = "later:"
+"""How handles begin: of a task that is polled, and of a result that comes by itself."""
+_POLLS_S: Final = 10.0
+"""How long one delivery polls a task; then the call waits without a process, for a sweep to queue it again."""
+_LONGEST_WAIT_MS: Final = 24 * 3600 * 1000
+"""How long a result that was promised for later is waited for."""
+_STORE_S: Final = 10.0
+_PAUSE_S: Final = 0.2
+
+
+class ComeBack(TorporError):
+    """The call is not to be run here now; the broker delivers it again."""
+
+    status = 429
+    code = "come_back"
+    is_retryable = True
+
+    def __init__(self, message: str, after_s: float) -> None:
+        super().__init__(message)
+        self.headers = {"retry-after": str(max(1, round(after_s)))}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallerDeps:
+    """What a caller is made of."""
+
+    calls: ToolCalls
+    targets: Targets
+    clients: Clients
+    results: ToolResults
+    clock: Clock
+    lease_ms: int
+    limits: ToolLimits = DEFAULT_LIMITS
+
+
+class Caller:
+    """Runs calls, any number concurrently."""
+
+    def __init__(self, deps: CallerDeps) -> None:
+        self._deps = deps
+        self._store = deps.calls.store
+        self._owner = f"steps-{secrets.token_hex(4)}"
+        self._running: dict[asyncio.Task[None], bool] = {}
+        self._is_closed = False
+        metrics.IN_FLIGHT.set_function(lambda: len(self._running))
+
+    async def __call__(self, event: Event) -> None:
+        """One delivery. Raises `Unavailable` and `ComeBack` for a call that is to be delivered again."""
+        job_id, turn, place = _where(event)
+        if self._is_closed:
+            raise Unavailable("this process shuts down")
+        await self._deps.clients.ready()
+        task = asyncio.ensure_future(self._run(job_id, turn, place))
+        self._running[task] = True
+        task.add_done_callback(lambda done: self._running.pop(done, None))
+        await asyncio.shield(task)
+
+    async def drain(self, grace_s: float) -> None:
+        """Begin nothing more. Calls that may be sent again are given up at once, the others within the grace."""
+        self._is_closed = True
+        for task, may_be_given_up in list(self._running.items()):
+            if may_be_given_up:
+                task.cancel()
+        if self._running:
+            await asyncio.wait(list(self._running), timeout=grace_s)
+        left = list(self._running)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+    async def _run(self, job_id: JobId, turn: int, place: int) -> None:
+        token = secrets.token_hex(16)
+        sent = await self._store.send_call(
+            job_id,
+            turn,
+            place,
+            owner=self._owner,
+            lease_ms=self._deps.lease_ms,
+            token_hash=token_hash(token),
+        )
+        job, call = sent.job, sent.call
+        match sent.status:
+            case SendStatus.HELD:
+                raise ComeBack("another process runs the call", sent.lease_left_ms / 1000)
+            case SendStatus.IN_DOUBT if call is not None and call.state is CallState.SENT and job:
+                await self._end(job, call, sent.send, CallEnd(state=CallState.UNKNOWN))
+            case SendStatus.SENT | SendStatus.POLL if job is not None and call is not None:
+                self._running[_current()] = call.effect.may_be_sent_again
+                await self._leased(job, call, sent, token)
+            case _:
+                _log.info("nothing to run", action="call", job_id=job_id, reason=sent.status)
+
+    async def _leased(self, job: Job, call: ToolCall, sent: Sent, token: str) -> None:
+        """Run the call while its lease is ours; a lease that is lost stops it."""
+        work = asyncio.ensure_future(self._attempt(job, call, sent, token))
+        renewing = asyncio.ensure_future(self._renew(job, call, sent.send))
+        try:
+            await asyncio.wait({work, renewing}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                _log.info("call is not ours any more", action="call", job_id=job.id)
+                await self._called_off(job, call)
+                return
+            await work
+        except asyncio.CancelledError:
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+            given_up = CallEnd(state=CallState.IN_DOUBT, reason="the caller shut down")
+            await self._end(job, call, sent.send, given_up)
+            raise Unavailable("this process shuts down") from None
+        finally:
+            for task in (work, renewing):
+                task.cancel()
+            await asyncio.gather(work, renewing, return_exceptions=True)
+
+    async def _renew(self, job: Job, call: ToolCall, send: int) -> None:
+        """Renew the lease until it is not ours any more."""
+        every_s = self._deps.lease_ms / 3000
+        while True:
+            await asyncio.sleep(every_s)
+            with suppress(Unavailable):
+                if not await self._store.renew_call(
+                    job.id, call.turn, call.place, send, lease_ms=self._deps.lease_ms
+                ):
+                    return
+
+    async def _attempt(self, job: Job, call: ToolCall, sent: Sent, token: str) -> None:
+        """One send, or one look at a call that was accepted, and what is stored of it."""
+        loop = asyncio.get_running_loop()
+        server, began_s, word = (
+            self._deps.targets.configured(job, call.server),
+            loop.time(),
+            "error",
+        )
+        with trace.span("call", tool=_label(server), job_id=job.id, number=call.sends) as span:
+            try:
+                if sent.status is SendStatus.POLL:
+                    end = await self._later(job, call, sent.send, call.handle, 0)
+                else:
+                    end = await self._dial(job, call, server, sent.send, token)
+                word = str(end.state) if not end.is_error else "tool_error"
+                status = await self._end(job, call, sent.send, end)
+                if status is ReturnStatus.AGAIN:
+                    raise Unavailable(end.reason or "the call is sent again", _PAUSE_S)
+            finally:
+                took_s = loop.time() - began_s
+                span.set(outcome=word)
+                labelled(metrics.CALLS, _label(server), call.effect, word).inc()
+                labelled(metrics.CALL_SECONDS, _label(server)).observe(took_s)
+                _log.info(
+                    "call ended",
+                    action="call",
+                    job_id=job.id,
+                    turn=call.turn,
+                    place=call.place,
+                    send=call.sends,
+                    outcome=word,
+                    duration_ms=int(took_s * 1000),
+                )
+
+    async def _dial(
+        self, job: Job, call: ToolCall, server: ToolServer | None, send: int, token: str
+    ) -> CallEnd:
+        """Send the call; how that ended."""
+        try:
+            pinned = {each.server_label: each for each in pinned_servers(job.tool_list)}
+            origin = pinned[call.server].origin if call.server in pinned else ""
+            if not origin:
+                raise Refused("not_listed", "the tool server is not in the job's pinned list")
+            target = self._deps.targets.target(job, call.server, origin)
+            outgoing = _outgoing(job, call, server)
+            if server is not None and server.kind is ServerKind.FUNCTION:
+                answer = await self._call_function(job, call, target, outgoing, token)
+            else:
+                answer = await self._call_mcp(call, target, outgoing)
+        except NotSent as error:
+            return self._not_sent(call, str(error))
+        except Refused as error:
+            text = f"The call was not run: {error}."
+            return CallEnd(state=CallState.NOT_RUN, output=text, is_error=True, reason=error.reason)
+        except InDoubt as error:
+            return CallEnd(state=CallState.IN_DOUBT, reason=str(error))
+        except (NotInstalled, Unavailable) as error:
+            return CallEnd(state=CallState.PENDING, reason=error.message)
+        return await self._ended(job, call, send, answer)
+
+    async def _call_mcp(self, call: ToolCall, target: Target, outgoing: Outgoing) -> Answer:
+        client = self._deps.clients.mcp()
+        question = orjson.loads(call.question or "{}")
+        if handle := question.get("task"):
+            await client.update(target, handle, outgoing.answers or {})
+            return Later(handle=TASK + handle, poll_ms=1)
+        answer = await client.call(target, outgoing, self._deps.limits.result_bytes)
+        return replace(answer, handle=TASK + answer.handle) if isinstance(answer, Later) else answer
+
+    async def _call_function(
+        self, job: Job, call: ToolCall, target: Target, outgoing: Outgoing, token: str
+    ) -> Answer:
+        event = _function_event(job, call, token)
+        client = self._deps.clients.function()
+        answer = await client.call(target, event, outgoing, self._deps.limits.result_bytes)
+        return (
+            replace(answer, handle=LATER + answer.handle) if isinstance(answer, Later) else answer
+        )
+
+    def _not_sent(self, call: ToolCall, reason: str) -> CallEnd:
+        """A call that can not be sent is tried again for as long as its sends may take; then the model is told."""
+        patience_ms = call.timeout_ms * max(1, call.max_attempts)
+        if self._deps.clock.wall_ms() - call.queued_ms < patience_ms:
+            return CallEnd(state=CallState.PENDING, reason=reason)
+        text = f"The tool could not be reached: {reason}."
+        return CallEnd(state=CallState.RETURNED, output=text, is_error=True, reason="unreachable")
+
+    async def _ended(self, job: Job, call: ToolCall, send: int, answer: Answer) -> CallEnd:
+        """What an answer means for the call."""
+        match answer:
+            case Result():
+                return await self._returned(job, call, answer)
+            case Later(handle=handle, poll_ms=poll_ms):
+                await self._end(job, call, send, CallEnd(state=CallState.ACCEPTED, handle=handle))
+                return await self._later(job, call, send, handle, poll_ms)
+            case Asks(requests=requests, state=state):
+                return _asked(call, requests, state, task="")
+
+    async def _returned(self, job: Job, call: ToolCall, result: Result) -> CallEnd:
+        """The result as it is stored. One that can not be kept as a whole is shown as far as it may be."""
+        shown = await self._deps.results.shown(job, call, result, self._deps.limits)
+        return CallEnd(
+            state=CallState.RETURNED,
+            output=shown.output,
+            is_error=shown.is_error,
+            object_ref=shown.object_ref,
+            output_bytes=shown.output_bytes,
+        )
+
+    async def _later(
+        self, job: Job, call: ToolCall, send: int, handle: str, poll_ms: int
+    ) -> CallEnd:
+        """Look at a call that answers later, for some seconds; what is not there by then is left for a sweep."""
+        accepted = CallEnd(state=CallState.ACCEPTED, handle=handle)
+        waited_ms = self._deps.clock.wall_ms() - call.sent_ms
+        if call.sent_ms and waited_ms > _LONGEST_WAIT_MS:
+            return CallEnd(state=CallState.IN_DOUBT, reason="no result came in a day")
+        if not handle.startswith(TASK):
+            return accepted
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + _POLLS_S
+        client, name = self._deps.clients.mcp(), handle.removeprefix(TASK)
+        while loop.time() + poll_ms / 1000 <= until_s:
+            await asyncio.sleep(poll_ms / 1000)
+            try:
+                target = self._deps.targets.target(job, call.server)
+                limit_bytes = self._deps.limits.result_bytes
+                answer = await client.poll(target, name, limit_bytes, call.timeout_ms / 1000)
+            except (NotSent, Refused):
+                return accepted
+            match answer:
+                case Result():
+                    return await self._returned(job, call, answer)
+                case Asks(requests=requests, state=state):
+                    return _asked(call, requests, state, task=name)
+                case Later(poll_ms=asked_ms):
+                    poll_ms = max(asked_ms, int(_PAUSE_S * 1000))
+        return accepted
+
+    async def _end(self, job: Job, call: ToolCall, send: int, end: CallEnd) -> ReturnStatus:
+        """Store how the send ended, again while the store is away: the call has been carried out."""
+        loop = asyncio.get_running_loop()
+        give_up_s = loop.time() + _STORE_S
+        while True:
+            try:
+                return await self._deps.calls.returned(job, call, send, end)
+            except Unavailable:
+                if loop.time() >= give_up_s:
+                    raise
+            await asyncio.sleep(_PAUSE_S)
+
+    async def _called_off(self, job: Job, call: ToolCall) -> None:
+        """Tell the tool, as far as it hears, that the call is not wanted any more."""
+        server = self._deps.targets.configured(job, call.server)
+        with suppress(Refused, NotSent, BadRequest):
+            target = self._deps.targets.target(job, call.server)
+            if server is not None and server.kind is ServerKind.FUNCTION:
+                event = called_event(job, epoch_of(job, call), call)
+                await self._deps.clients.function().cancel(target, event)
+            elif call.handle.startswith(TASK):
+                await self._deps.clients.mcp().cancel(target, call.handle.removeprefix(TASK))
+
+
+def token_hash(token: str) -> str:
+    """What is stored of a call's token."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def _outgoing(job: Job, call: ToolCall, server: ToolServer | None) -> Outgoing:
+    key = idempotency_key(job.id, call.turn, call.place, epoch_of(job, call))
+    arguments: dict[str, Any] = orjson.loads(call.arguments or "{}")
+    if server is not None and server.key_argument:
+        arguments[server.key_argument] = key
+    question = orjson.loads(call.question or "{}")
+    answers = orjson.loads(call.answer) if call.answer else None
+    return Outgoing(
+        tool=call.tool,
+        arguments=arguments,
+        key=key,
+        timeout_s=call.timeout_ms / 1000,
+        digest=call.tool_digest,
+        answers=_answers(question, answers),
+        state=question.get("state"),
+        traceparent=trace.headers().get("traceparent", job.traceparent),
+    )
+
+
+def _answers(question: Mapping[str, Any], said: Any) -> Mapping[str, Any] | None:
+    """What a person said, by the keys of the tool's requests: given so, or as the content of a single one."""
+    requests = question.get("requests") or {}
+    if said is None or not requests:
+        return None
+    if isinstance(said, Mapping) and said.keys() <= requests.keys() and said:
+        return {
+            key: each if isinstance(each, Mapping) and "action" in each else _accepted(each)
+            for key, each in said.items()
+        }
+    return dict.fromkeys(requests, _accepted(said))
+
+
+def _accepted(content: Any) -> dict[str, Any]:
+    said = content if isinstance(content, Mapping) else {}
+    return {"action": "accept", "content": dict(said)}
+
+
+def _asked(call: ToolCall, requests: Mapping[str, Any], state: str | None, *, task: str) -> CallEnd:
+    """The call waits for what its tool asked the user. What is not a question to a person is not offered."""
+    others = [
+        key
+        for key, each in requests.items()
+        if not isinstance(each, Mapping) or each.get("method") != "elicitation/create"
+    ]
+    if others or not requests:
+        text = "The tool asks for something that is not offered here."
+        return CallEnd(state=CallState.RETURNED, output=text, is_error=True, reason="not_offered")
+    question = {"requests": dict(requests), "state": state, "task": task}
+    text = orjson.dumps({name: each for name, each in question.items() if each}).decode()
+    return CallEnd(state=CallState.AWAITING_INPUT, question=text, reason="input")
+
+
+def _function_event(job: Job, call: ToolCall, token: str) -> Event:
+    """The event as a function gets it: with the token that a later result must carry."""
+    event = called_event(job, epoch_of(job, call), call)
+    return replace(event, extensions={**event.extensions, "calltoken": token})
+
+
+def _where(event: Event) -> tuple[JobId, int, int]:
+    """Job, turn and place of the call that an event is of. Raises `BadRequest`."""
+    turn, _, place = event.extensions.get(PLACE, "").partition(".")
+    if not (turn.isdecimal() and place.isdecimal() and len(turn) < 7 and len(place) < 7):
+        raise BadRequest(f"{PLACE} names no call", PLACE)
+    return JobId(event.subject), int(turn), int(place)
+
+
+def _label(server: ToolServer | None) -> str:
+    """The server in metrics: those that requests name are one."""
+    return server.label if server else URLS
+
+
+def _current() -> asyncio.Task[None]:
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101
+    return task

@@ -1,0 +1,44 @@
+"""The clients of tool servers, made at the first call: what they import takes half a second.
+
+Called by the step `list-tools` and by what runs calls.
+"""
+
+import asyncio
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from eventing.clock import Clock
+from steps.handler import packages
+
+if TYPE_CHECKING:
+    from steps.tools.client.function_client import FunctionClient
+    from steps.tools.client.mcp_client import McpClient
+
+
+class Clients:
+    """One of each a process."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    async def ready(self) -> None:
+        """Import what the clients need, beside the event loop. Raises `NotInstalled`."""
+        await asyncio.to_thread(lambda: (self._mcp, self._function))
+
+    def mcp(self) -> "McpClient":
+        return self._mcp
+
+    def function(self) -> "FunctionClient":
+        return self._function
+
+    @cached_property
+    def _mcp(self) -> "McpClient":
+        with packages():
+            from steps.tools.client.mcp_client import McpClient
+        return McpClient(self._clock)
+
+    @cached_property
+    def _function(self) -> "FunctionClient":
+        with packages():
+            from steps.tools.client.function_client import FunctionClient
+        return FunctionClient()

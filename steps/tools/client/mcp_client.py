@@ -1,0 +1,354 @@
+"""The client of MCP servers over streamable HTTP, of both eras of the specification, by the official SDK.
+
+Imported at the first call only: the SDK takes half a second. One session a call: nothing is kept between two but which
+era a server speaks, and its list for as long as the server allows. Sampling and roots are not offered. The tasks
+extension is not in the SDK; its methods are here.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import httpx2
+import mcp_types
+from mcp.client._probe import negotiate_auto
+from mcp.client.extension import ResultClaim
+from mcp.client.session import ClientSession
+from mcp.client.streamable_http import streamable_http_client
+from mcp.shared.dispatcher import ProgressFnT
+from mcp.shared.exceptions import MCPError
+from mcp_types import CONNECTION_CLOSED, REQUEST_TIMEOUT, UNSUPPORTED_PROTOCOL_VERSION
+from pydantic import ValidationError
+
+from eventing.clock import Clock
+from eventing.job.tools.tool_list import definition_digest
+from steps.tools.client.answer import (
+    Answer,
+    InDoubt,
+    NotSent,
+    Outgoing,
+    Refused,
+    Result,
+    Target,
+    error_result,
+)
+from steps.tools.client.dialler import Exchange, Redirected, TargetRefused, TooLong
+from steps.tools.client.mcp_forms import (
+    Anything,
+    TaskCancel,
+    TaskCreated,
+    TaskGet,
+    TaskParams,
+    TaskUpdate,
+    TaskUpdateParams,
+    answer_of,
+    definition,
+    dismiss,
+    never,
+    task_answer,
+)
+
+TOOL_CHANGED: Final = "tool_changed"
+TASKS: Final = "io.modelcontextprotocol/tasks"
+KEY_META: Final = "dev.torpor/idempotencyKey"
+"""The idempotency key in `_meta`: the protocol has none of its own."""
+KEY_HEADER: Final = "idempotency-key"
+LIST_BYTES: Final = 4 * 1024 * 1024
+MOST_PAGES: Final = 32
+MOST_LISTED: Final = 4096
+TOO_MANY: Final = 429
+_SERVER_ERROR: Final = 500
+_NO_ANSWER: Final = (CONNECTION_CLOSED, REQUEST_TIMEOUT)
+_ERA_S: Final = 300.0
+_LONGEST_TTL_S: Final = 60.0
+_CLOSE_S: Final = 2.0
+_MOST_KEPT: Final = 1024
+
+for _name in ("mcp", "httpx2", "httpcore2"):
+    logging.getLogger(_name).setLevel(logging.CRITICAL)  # they log results, and addresses with keys
+
+Progress = ProgressFnT
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """The definitions of a server's tools."""
+
+    tools: tuple[Mapping[str, Any], ...]
+
+
+class _Session(ClientSession):
+    """Lists are asked for by us: the SDK would ask after a call, and fail the call with the list."""
+
+    async def validate_tool_result(self, name: str, result: mcp_types.CallToolResult) -> None:
+        return
+
+
+class McpClient:
+    """Calls tools of MCP servers."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._eras: dict[str, tuple[float, mcp_types.DiscoverResult | None]] = {}
+        self._digests: dict[str, tuple[float, Mapping[str, str]]] = {}
+
+    async def list_tools(self, target: Target, timeout_s: float) -> Listed:
+        """The server's tools. Raises `NotSent` where it can not be asked, and `Refused`."""
+        exchange = _exchange(target, LIST_BYTES)
+        listed: Listed | None = None
+        try:
+            async with (
+                asyncio.timeout(timeout_s) as limit,
+                self._session(target, exchange) as session,
+            ):
+                listed = await self._list(session, target)
+                limit.reschedule(asyncio.get_running_loop().time() + _CLOSE_S)
+        except Exception as error:  # the SDK raises groups of anything
+            if listed is None:
+                raise _of_list(_first(error)) from None
+        finally:
+            await exchange.aclose()
+        assert listed is not None  # noqa: S101
+        return listed
+
+    async def call(
+        self, target: Target, call: Outgoing, limit_bytes: int, progress: Progress | None = None
+    ) -> Answer:
+        """Send the call. Raises `NotSent`, `Refused` and `InDoubt`."""
+
+        async def send(session: _Session, exchange: Exchange) -> Answer:
+            await self._check_pin(session, target, call)
+            exchange.arm({KEY_HEADER: call.key, "traceparent": call.traceparent}, limit_bytes)
+            meta: Any = {KEY_META: call.key}
+            said = await session.call_tool(
+                call.tool,
+                dict(call.arguments),
+                progress_callback=progress,
+                meta=meta,
+                input_responses=_responses(call.answers),
+                request_state=call.state,
+                allow_input_required=True,
+                allow_claimed=True,
+            )
+            return answer_of(said)
+
+        return await self._sent(target, call.timeout_s, send)
+
+    async def poll(self, target: Target, handle: str, limit_bytes: int, timeout_s: float) -> Answer:
+        """How far a task is. Raises `NotSent` where it can not be asked now."""
+
+        async def ask(session: _Session, exchange: Exchange) -> Answer:
+            exchange.arm({}, limit_bytes)
+            request = TaskGet(params=TaskParams(task_id=handle))
+            task = await session.send_request(request, Anything)
+            return task_answer(task.model_dump(), handle)
+
+        try:
+            return await self._sent(target, timeout_s, ask)
+        except InDoubt as error:
+            raise NotSent(str(error)) from error  # asking again does nothing
+
+    async def update(self, target: Target, handle: str, answers: Mapping[str, Any]) -> None:
+        """Give a task what it asked its user for. Raises `NotSent`."""
+        params = TaskUpdateParams(task_id=handle, input_responses=dict(answers))
+        await self._tell(target, TaskUpdate(params=params))
+
+    async def cancel(self, target: Target, handle: str) -> None:
+        """Ask that a task be cancelled, which is a wish. Raises `NotSent`."""
+        await self._tell(target, TaskCancel(params=TaskParams(task_id=handle)))
+
+    async def _tell(self, target: Target, request: mcp_types.Request[Any, Any]) -> None:
+        async def tell(session: _Session, exchange: Exchange) -> Answer:
+            exchange.arm({}, LIST_BYTES)
+            await session.send_request(request, Anything)
+            return Result()
+
+        try:
+            await self._sent(target, 10.0, tell)
+        except (InDoubt, Refused) as error:
+            raise NotSent(str(error)) from error
+
+    async def _sent(
+        self,
+        target: Target,
+        timeout_s: float,
+        send: Callable[[_Session, Exchange], Awaitable[Answer]],
+    ) -> Answer:
+        """What `send` gave, or what its failure means."""
+        exchange = _exchange(target, LIST_BYTES)
+        answer: Answer | None = None
+        try:
+            async with (
+                asyncio.timeout(timeout_s) as limit,
+                self._session(target, exchange) as session,
+            ):
+                answer = await send(session, exchange)
+                limit.reschedule(asyncio.get_running_loop().time() + _CLOSE_S)
+        except Exception as error:  # as above; a cancellation of ours passes
+            if answer is None:
+                answer = self._meaning(_first(error), target, exchange)
+        finally:
+            await exchange.aclose()
+        assert answer is not None  # noqa: S101
+        return answer
+
+    def _meaning(self, error: BaseException, target: Target, exchange: Exchange) -> Answer:
+        """What the failure of a call says: an answer, or one of the three exceptions."""
+        if isinstance(error, NotSent | Refused | InDoubt):
+            raise error
+        if isinstance(error, TargetRefused) and not exchange.began:
+            raise Refused("address_refused", str(error)) from None
+        if isinstance(error, MCPError) and error.code == UNSUPPORTED_PROTOCOL_VERSION:
+            self._eras.pop(target.url, None)
+            raise NotSent("the server speaks another version by now") from None
+        if exchange.status == TOO_MANY:
+            raise NotSent("the server asks to come later") from None
+        if not exchange.began:
+            raise NotSent(f"the server can not be reached: {type(error).__name__}") from None
+        if (answer := _answered(error, exchange.status)) is not None:
+            return answer
+        raise InDoubt(f"no answer to the call: {type(error).__name__}") from None
+
+    async def _check_pin(self, session: _Session, target: Target, call: Outgoing) -> None:
+        """Raises `Refused` for a tool whose definition is not the pinned one any more."""
+        if not call.digest:
+            return
+        name, now_s = _cache_name(target), self._clock.monotonic_s()
+        until_s, digests = self._digests.get(name, (0.0, {}))
+        if until_s <= now_s:
+            await self._list(session, target)
+            digests = self._digests[name][1]
+        if digests.get(call.tool) != call.digest:
+            raise Refused(TOOL_CHANGED, "the tool's definition is not the one that was listed")
+
+    async def _list(self, session: _Session, target: Target) -> Listed:
+        tools: list[Mapping[str, Any]] = []
+        cursor: str | None = None
+        ttl_ms = 0
+        for _ in range(MOST_PAGES):
+            page = await session.list_tools(
+                params=mcp_types.PaginatedRequestParams(cursor=cursor) if cursor else None
+            )
+            tools += [definition(tool) for tool in page.tools]
+            ttl_ms, cursor = page.ttl_ms or 0, page.next_cursor
+            if len(tools) > MOST_LISTED:
+                raise Refused("too_many_tools", f"the server lists more than {MOST_LISTED} tools")
+            if not cursor:
+                break
+        else:
+            raise Refused("too_many_tools", f"the list has more than {MOST_PAGES} pages")
+        names = [tool["name"] for tool in tools]
+        if len(set(names)) < len(names):
+            raise Refused("invalid_list", "the server lists a tool twice")
+        until_s = self._clock.monotonic_s() + min(ttl_ms / 1000, _LONGEST_TTL_S)
+        _trim(self._digests)
+        digests = {tool["name"]: definition_digest(tool) for tool in tools}
+        self._digests[_cache_name(target)] = (until_s, digests)
+        return Listed(tuple(tools))
+
+    @asynccontextmanager
+    async def _session(self, target: Target, exchange: Exchange) -> AsyncIterator[_Session]:
+        """A session in the server's era, which is asked for where it is not known."""
+        client = httpx2.AsyncClient(
+            transport=exchange, timeout=httpx2.Timeout(None, connect=10.0), trust_env=False
+        )
+        claim = ResultClaim(result_type="task", model=TaskCreated, resolve=never)
+        async with (
+            client,
+            streamable_http_client(target.url, http_client=client, max_sse_event_size=None) as (
+                read,
+                write,
+            ),
+            _Session(
+                read,
+                write,
+                elicitation_callback=dismiss,
+                client_info=mcp_types.Implementation(name="torpor", version="1"),
+                extensions={TASKS: {}},
+                result_claims={TASKS: (claim,)},
+            ) as session,
+        ):
+            await self._negotiate(session, target)
+            yield session
+
+    async def _negotiate(self, session: _Session, target: Target) -> None:
+        until_s, known = self._eras.get(target.url, (0.0, None))
+        if until_s <= self._clock.monotonic_s():
+            await negotiate_auto(session)
+            _trim(self._eras)
+            found = session.discover_result
+            self._eras[target.url] = (self._clock.monotonic_s() + _ERA_S, found)
+        elif known is not None:
+            session.adopt(known)
+        else:
+            await session.initialize()
+
+
+def _responses(answers: Mapping[str, Any] | None) -> mcp_types.InputResponses | None:
+    """What a person said, by the server's keys."""
+    if answers is None:
+        return None
+    return {key: mcp_types.ElicitResult.model_validate(each) for key, each in answers.items()}
+
+
+def _exchange(target: Target, limit_bytes: int) -> Exchange:
+    return Exchange(
+        origin=target.origin,
+        allowed=target.allowed,
+        headers=target.headers,
+        limit_bytes=limit_bytes,
+    )
+
+
+def _answered(error: BaseException, status: int) -> Answer | None:
+    """What the server said where the call failed after it left; None where it said nothing that counts."""
+    match error:
+        case TooLong(kept=kept):
+            return Result(cut=b"".join(kept))
+        case Redirected():
+            return error_result("The tool server redirects, which is not followed.")
+        case MCPError(code=code, message=message) if (
+            code not in _NO_ANSWER and status < _SERVER_ERROR
+        ):
+            return error_result(f"The tool server refused the call: {message:.1000}")
+        case httpx2.DecodingError() | ValidationError() | RuntimeError():
+            return error_result("The tool answered in a form that can not be read.")
+        case _:
+            return None
+
+
+def _of_list(error: BaseException) -> Exception:
+    """What the failure of a list means: nothing was carried out, whatever it is."""
+    match error:
+        case NotSent() | Refused():
+            return error
+        case TargetRefused() | Redirected():
+            return Refused("address_refused", str(error))
+        case TooLong():
+            return Refused("too_many_tools", f"the list is over {LIST_BYTES} bytes")
+        case MCPError(message=message):
+            return NotSent(f"the server does not list its tools: {message:.200}")
+        case _:
+            return NotSent(f"the server does not list its tools: {type(error).__name__}")
+
+
+def _first(error: BaseException) -> BaseException:
+    """The error in a group of them: what is ours first."""
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    found = [_first(each) for each in error.exceptions]
+    ours = (NotSent, Refused, InDoubt, TargetRefused, Redirected, TooLong, MCPError)
+    return next((each for each in found if isinstance(each, ours)), found[0])
+
+
+def _cache_name(target: Target) -> str:
+    """A server as one caller sees it: another credential may see other tools."""
+    return definition_digest({"url": target.url, "headers": dict(target.headers)})
+
+
+def _trim(kept: dict[str, Any]) -> None:
+    while len(kept) >= _MOST_KEPT:
+        kept.pop(next(iter(kept)))

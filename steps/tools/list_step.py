@@ -1,0 +1,104 @@
+"""The step `list-tools`: asks a job's servers for their tools and pins them.
+
+All servers are asked at once. One that can not be asked is waited for; in the end the job goes on without its tools,
+and fails by name where that leaves none.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from eventing.errors import BadRequest, Unavailable
+from eventing.job.job import Job, JobError
+from eventing.job.tools.request import SERVERS
+from eventing.job.tools.server import ServerKind
+from eventing.job.tools.tool_list import PinnedServer, to_json
+from steps.handler import Continue, Refuse, StepCall, StepOutcome, wrong_setting
+from steps.tools.client.answer import NotSent, Refused, Target
+from steps.tools.client.clients import Clients
+from steps.tools.listing import (
+    body_with_tools,
+    check_bounds,
+    function_definition,
+    pinned_server,
+)
+from steps.tools.settings import parse_tool_settings
+from steps.tools.targets import Targets, asked_of
+
+_LIST_S: Final = 30.0
+MOST_ATTEMPTS: Final = 3
+"""Runs of the step in which every server must answer; after them the job goes on without those that do not."""
+
+
+class ListTools:
+    """The handler. Targets and clients belong to the caller."""
+
+    def __init__(self, targets: Targets, clients: Clients) -> None:
+        self._targets = targets
+        self._clients = clients
+
+    async def __call__(self, call: StepCall) -> StepOutcome:
+        """Raises `Unavailable` while a server can not be asked."""
+        try:
+            settings = parse_tool_settings(call.settings)
+        except BadRequest as error:
+            return wrong_setting(error)
+        labels = [*settings.servers, *asked_of(call.job)]
+        if not labels:
+            return Continue()
+        await self._clients.ready()
+        mark, is_last = secrets.token_hex(8), call.attempt >= MOST_ATTEMPTS
+        listed = await asyncio.gather(
+            *(self._pinned(call.job, label, mark, is_last=is_last) for label in labels)
+        )
+        if not any(server.tools for server in listed):
+            reasons = "; ".join(
+                f"{each.server_label}: {each.error or 'no tools'}" for each in listed
+            )
+            return Refuse(error=JobError(code="tools_unavailable", message=reasons))
+        try:
+            check_bounds(listed, settings.limits)
+            body = body_with_tools(call.request.body, listed)
+        except BadRequest as error:
+            refusal = JobError(code=error.code, message=error.message, field=error.field)
+            return Refuse(error=refusal)
+        return Continue(
+            request=replace(call.request, body=body),
+            tool_list=to_json(listed).decode(),
+            detail={SERVERS: [_detail(each) for each in listed]},
+        )
+
+    async def _pinned(self, job: Job, label: str, mark: str, *, is_last: bool) -> PinnedServer:
+        """The server with its tools, or with the reason why it has none. Raises `Unavailable`."""
+        try:
+            target = self._targets.target(job, label)
+            definitions = await self._definitions(job, target)
+        except Refused as error:
+            return PinnedServer(server_label=label, error=f"{error.reason}: {error}", mark=mark)
+        except NotSent as error:
+            if not is_last:
+                raise Unavailable(f"tool server {label}: {error}") from error
+            return PinnedServer(server_label=label, error=str(error), mark=mark)
+        return pinned_server(
+            label,
+            definitions,
+            self._targets.configured(job, label),
+            asked_of(job).get(label),
+            origin=target.origin,
+            mark=mark,
+        )
+
+    async def _definitions(self, job: Job, target: Target) -> tuple[Mapping[str, Any], ...]:
+        server = self._targets.configured(job, target.label)
+        if server is not None and server.kind is ServerKind.FUNCTION:
+            return (function_definition(server),)
+        return (await self._clients.mcp().list_tools(target, _LIST_S)).tools
+
+
+def _detail(server: PinnedServer) -> dict[str, Any]:
+    said: dict[str, Any] = {"server_label": server.server_label, "tools": len(server.tools)}
+    return said | (
+        {"error": server.error[:200]} if server.error else {"digest": server.digest[:16]}
+    )

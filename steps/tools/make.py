@@ -1,0 +1,49 @@
+"""What a steps process has for tools: the two steps, and what runs calls."""
+
+from dataclasses import dataclass
+
+from eventing.broker.intake import Route
+from eventing.broker.tool_calls import ToolCalls
+from eventing.clock import Clock
+from eventing.job.tools.store import ToolStore
+from eventing.store.objects.object_store import ObjectStore
+from steps.settings import StepsSettings
+from steps.tools.caller import Caller, CallerDeps
+from steps.tools.client.clients import Clients
+from steps.tools.list_step import ListTools
+from steps.tools.results import FOLDER, ToolResults
+from steps.tools.step import Tools
+from steps.tools.targets import Credentials, Targets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolParts:
+    """Of one process."""
+
+    calls: ToolCalls
+    list_tools: ListTools
+    tools: Tools
+    caller: Caller
+
+
+def make_tools(settings: StepsSettings, store: ToolStore, route: Route, clock: Clock) -> ToolParts:
+    """The parts; store and route belong to the caller."""
+    credentials = Credentials(folder=settings.tool_credentials_dir, keys=settings.sealing_keys)
+    targets, clients = Targets(settings.tools, credentials), Clients(clock)
+    results = ToolResults(ObjectStore(f"{settings.files_url.rstrip('/')}/{FOLDER}"))
+    calls = ToolCalls(store, route)
+    return ToolParts(
+        calls=calls,
+        list_tools=ListTools(targets, clients),
+        tools=Tools(settings.tools, results, clock),
+        caller=Caller(
+            CallerDeps(
+                calls=calls,
+                targets=targets,
+                clients=clients,
+                results=results,
+                clock=clock,
+                lease_ms=settings.lease.lease_ms,
+            )
+        ),
+    )

@@ -1,0 +1,76 @@
+"""The step `tools`: an answer that asks for tools becomes a turn of its job.
+
+It dials nothing: what it decides is stored by one script together with the events of the calls. An answer without calls
+goes on. Parts of stored results are read here, since that changes nothing.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+from eventing.clock import Clock
+from eventing.errors import BadRequest
+from eventing.job.job import Job, JobError
+from eventing.job.tools.call import CallState, ToolCall, Turn
+from eventing.job.tools.server import ToolConfig
+from eventing.telemetry.metric.series import labelled
+from steps.handler import (
+    CommitTurn,
+    Continue,
+    QueueCalls,
+    Refuse,
+    StepCall,
+    StepOutcome,
+    wrong_setting,
+)
+from steps.tools import metrics
+from steps.tools.approval import BUILT_IN
+from steps.tools.decision import ApprovalImpossible, decide
+from steps.tools.results import ToolResults
+from steps.tools.settings import parse_tool_settings
+
+
+class Tools:
+    """The handler."""
+
+    def __init__(self, config: ToolConfig, results: ToolResults, clock: Clock) -> None:
+        self._config = config
+        self._results = results
+        self._clock = clock
+
+    async def __call__(self, call: StepCall) -> StepOutcome:
+        job = call.job
+        if job.candidate is None and job.turns:
+            return QueueCalls()
+        try:
+            settings = parse_tool_settings(call.settings)
+        except BadRequest as error:
+            return wrong_setting(error)
+        configured = self._config.serving(job.tenant)
+        try:
+            decided = decide(job, settings, configured, self._clock.wall_ms())
+        except ApprovalImpossible as error:
+            return Refuse(error=JobError(code="approval_required", message=str(error)))
+        if decided.turn is None:
+            return Continue(result=decided.result)
+        turn = await self._with_reads(job, decided.turn)
+        labelled(metrics.TURNS, turn.stopped_by).inc()
+        return CommitTurn(turn=turn, detail=_detail(turn))
+
+    async def _with_reads(self, job: Job, turn: Turn) -> Turn:
+        """The turn with the results of calls that read stored ones."""
+        calls = [
+            await self._read(job, call)
+            if call.server == BUILT_IN and call.state is CallState.PENDING
+            else call
+            for call in turn.calls
+        ]
+        return replace(turn, calls=tuple(calls))
+
+    async def _read(self, job: Job, call: ToolCall) -> ToolCall:
+        text, is_error = await self._results.part(job, call.arguments)
+        return replace(call, state=CallState.RETURNED, output=text, is_error=int(is_error))
+
+
+def _detail(turn: Turn) -> dict[str, Any]:
+    said: dict[str, Any] = {"turn": turn.number, "calls": len(turn.calls)}
+    return said | ({"stopped_by": turn.stopped_by} if turn.stopped_by else {})
