@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := eventing predictor api knative steps torpor tests bench examples
-# One a core: with more, tests that start real engines wait for each other.
+# Two a core: tests of processes mostly wait.
 WORKERS ?= 4
 PROMPT ?= Why do hummingbirds fall into torpor at night? Answer in two sentences.
 
@@ -29,7 +29,7 @@ up: install ## Run the embedded stack until Ctrl-C
 
 # A test that fails at first fails the run (docs/adr/0180).
 test: install ## Set up and pass all tests (WORKERS=0 for one after the other)
-	@$(BIN)/pytest -n $(WORKERS) --dist loadfile
+	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 ##@ For developers
 

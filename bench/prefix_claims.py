@@ -8,14 +8,15 @@ A simulation: no engine and no store runs, only the rules. Replicas have 16 slot
 Poisson process, so many that the slots would be busy for the given share if every prefix were found.
 
 first     each free slot pulls the job that waits longest (a plain queue)
-ours      each free slot pulls by the rule of `eventing/redis/scripts/claim.lua` (docs/adr/0325)
-wait      the same, and a job that matches nothing here is left for 30 ms to a replica that has its prefix (not built)
+window    each free slot pulls the best match among the first that wait (docs/adr/0325)
+ours      the same, and a job is left for 30 ms to the last replica with room that took its prefix
+          (docs/adr/0372): the rule of `eventing/redis/scripts/claim.lua`
 least     pushed to the replica with the fewest jobs, when they arrive
 sglang    pushed to the longest match above half of the prompt; to the least loaded where the loads differ by more than
           32 and 0.01 %; without a match to the smallest tree
 pstack    pushed by `matched / prompt - load / mean load` (production-stack, PR 1035)
 
-`tests/contract/broker/test_prefix_model.py` holds the rule of `ours` to the script.
+`tests/contract/broker/test_prefix_model.py` holds the rules of `window` and `ours` to the script.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ PREFIXES: Final = 40
 PREFIX_TOKENS: Final = 1_500
 OWN_TOKENS: Final = 200
 WINDOW, MOST_PASSES, PASS_S = 16, 4, 0.5
-WAIT_S: Final = 0.03
+MOST_HOLDERS: Final = 16
 SGLANG_IMBALANCE, SGLANG_RATIO = 32, 1.0001
 
 
@@ -97,18 +98,60 @@ def pull_first(waiting: list[Job], _: Replica, __: float) -> int:
 
 
 def pull_matching(waiting: list[Job], replica: Replica, now_s: float) -> int:
-    """The same, by the rule of `claim.lua`; marks those that are passed over."""
-    best, at = False, 0
+    """The same, by the rule of docs/adr/0325; marks those that are passed over."""
+    place = best_of(waiting, now_s, lambda job: int(replica.matches(job)))
+    assert place is not None
+    return place
+
+
+def best_of(waiting: list[Job], now_s: float, length_of: Callable[[Job], int | None]) -> int | None:
+    """The place of the best match among the first that wait; a job without a length is left to another."""
+    best, at = -1, None
     for place, job in enumerate(waiting[:WINDOW]):
-        if replica.matches(job) and not best:
-            best, at = True, place
         since_s = job.passed_since_s
-        if job.passes >= MOST_PASSES or (since_s is not None and now_s - since_s >= PASS_S):
+        is_due = job.passes >= MOST_PASSES or (since_s is not None and now_s - since_s >= PASS_S)
+        length = length_of(job)
+        if length is None and is_due:
+            length = 0
+        if length is not None and length > best:
+            best, at = length, place
+        if is_due:
             break
-    for job in waiting[:at]:
+    for job in waiting[: at or 0]:
         job.passes += 1
         job.passed_since_s = now_s if job.passed_since_s is None else job.passed_since_s
     return at
+
+
+class Holders:
+    """Which replicas took a prefix last, newest first, as `claim.lua` remembers them."""
+
+    def __init__(self) -> None:
+        self._by_prefix: dict[int, list[Replica]] = {}
+
+    def took(self, job: Job, replica: Replica) -> None:
+        """The replica holds the job's prefix now."""
+        if job.prefix >= 0:
+            others = [each for each in self._by_prefix.get(job.prefix, ()) if each is not replica]
+            self._by_prefix[job.prefix] = [replica, *others][:MOST_HOLDERS]
+
+    def of(self, job: Job) -> Replica | None:
+        """The last one that has room, to which the job is left."""
+        held_by = self._by_prefix.get(job.prefix, ())
+        return next((each for each in held_by if each.busy < SLOTS), None)
+
+    def pull(self, waiting: list[Job], free: list[Replica], now_s: float, claimer: Replica) -> int:
+        """The place of the job that this replica takes among others that are free; -1 if it leaves all to them."""
+        was_full = claimer.busy == SLOTS - 1  # so it sends what its engine has seen
+
+        def length_of(job: Job) -> int | None:
+            holder = self.of(job) if len(free) > 1 else None
+            if holder is not None and holder is not claimer:
+                return None
+            return int(was_full and claimer.matches(job)) + int(holder is claimer)
+
+        place = best_of(waiting, now_s, length_of)
+        return -1 if place is None else place
 
 
 def push_least(job: Job, replicas: list[Replica]) -> Replica:
@@ -140,8 +183,8 @@ Pull = Callable[[list[Job], Replica, float], int]
 Push = Callable[[Job, list[Replica]], Replica]
 PULLS: Final[dict[str, Pull]] = {
     "first": pull_first,
+    "window": pull_matching,
     "ours": pull_matching,
-    "wait": pull_matching,
 }
 PUSHES: Final[dict[str, Push]] = {
     "least": push_least,
@@ -191,8 +234,9 @@ class Fleet:
     draw: random.Random
     counted_from_s: float
     waiting: list[Job] = field(default_factory=list)
-    events: list[tuple[float, int, Replica | None]] = field(default_factory=list)
-    """When a slot of a replica ends, or (None) when another look at the queue is due."""
+    events: list[tuple[float, int, Replica]] = field(default_factory=list)
+    """When a slot of a replica ends."""
+    holders: Holders = field(default_factory=Holders)
     firsts_s: list[float] = field(default_factory=list)
     hits: list[bool] = field(default_factory=list)
     _order: int = 0
@@ -206,17 +250,14 @@ class Fleet:
 
     def next_event(self) -> None:
         now_s, _, replica = heapq.heappop(self.events)
-        if replica is not None:
-            replica.busy -= 1
+        replica.busy -= 1
         self._fill(now_s)
-
-    def _later(self, when_s: float, replica: Replica | None) -> None:
-        self._order += 1
-        heapq.heappush(self.events, (when_s, self._order, replica))
 
     def _begin(self, job: Job, replica: Replica, now_s: float) -> None:
         first_s, end_s, is_hit = replica.begin(job, now_s)
-        self._later(end_s, replica)
+        self.holders.took(job, replica)
+        self._order += 1
+        heapq.heappush(self.events, (end_s, self._order, replica))
         if job.arrived_s >= self.counted_from_s:
             self.firsts_s.append(first_s - job.arrived_s)
             self.hits.append(is_hit)
@@ -227,18 +268,15 @@ class Fleet:
                 while replica.waiting and replica.busy < SLOTS:
                     self._begin(replica.waiting.popleft(), replica, now_s)
             return
-        while self.waiting and (free := self._may_claim(now_s)):
+        while self.waiting and (free := [each for each in self.replicas if each.busy < SLOTS]):
             replica = self.draw.choice(free)  # whose claim arrives first
-            place = PULLS[self.rule](self.waiting, replica, now_s)
+            if self.rule == "ours":
+                place = self.holders.pull(self.waiting, free, now_s, replica)
+                if place < 0:  # a holder with room claims within a millisecond or two
+                    continue
+            else:
+                place = PULLS[self.rule](self.waiting, replica, now_s)
             self._begin(self.waiting.pop(place), replica, now_s)
-
-    def _may_claim(self, now_s: float) -> list[Replica]:
-        free = [each for each in self.replicas if each.busy < SLOTS]
-        due_s = self.waiting[0].arrived_s + WAIT_S
-        if self.rule != "wait" or not free or now_s >= due_s:
-            return free
-        self._later(due_s, None)
-        return [each for each in free if any(map(each.matches, self.waiting[:WINDOW]))]
 
 
 def run(rule: str, jobs: list[Job], replicas: list[Replica], draw: random.Random) -> Outcome:

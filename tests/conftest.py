@@ -26,6 +26,17 @@ hypothesis.settings.register_profile("torpor", _SETTINGS, derandomize=True)
 hypothesis.settings.register_profile("search", _SETTINGS, max_examples=2_000)
 hypothesis.settings.load_profile("torpor")
 
+LONG_FILES = (Path(__file__).parent / "long_files.txt").read_text().split()
+"""Files of more than ten seconds, about the longest first, as `--durations` shows them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first: one that a worker starts at the end leaves the others with nothing to do. xdist's own order, by
+    the number of tests, puts them last (`--no-loadscope-reorder`).
+    """
+    here, places = Path(__file__).parent, {name: at for at, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: places.get(item.path.relative_to(here).as_posix(), len(places)))
+
 
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:

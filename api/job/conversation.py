@@ -16,12 +16,13 @@ from api.job.context_fit import fitted
 from api.job.response.request import NOT_ADDED, Ask, conversation_of, parse_ask
 from api.job.submission import SubmitDeps, keyed_job_id, submit
 from api.job.submit_options import SubmitOptions, parse_submit_options, skip_steps_of
-from api.view.response import RECORD, job_id_of, output_items, record_of
+from api.view.response import RECORD, answer_messages, job_id_of, output_items, record_of
 from eventing.errors import BadRequest, InvalidJob, NotFound
 from eventing.job.cache import directives, parse_cache_control
 from eventing.job.job import Job, JobState, Lane, is_job_id
 from eventing.job.plan import TOOLS_STEP
 from eventing.job.store import JobIntake
+from eventing.job.tools.prompt import turn_messages
 from eventing.job.tools.request import OnApproval
 from eventing.store.conversation.conversation import Conversation
 from eventing.store.conversation.messages import Message, messages_of
@@ -43,7 +44,9 @@ class ItemNotFound(InvalidJob):
 
 
 _NO_HEADERS: Final[Mapping[str, str]] = {}
-_ITEM_ID: Final = re.compile(r"(?:msg|rs|fc|item|cmp)_([0-9a-f]{24})(?:_[0-9]+)?\Z")
+_ITEM_ID: Final = re.compile(
+    r"(?:msg|rs|fc|item|cmp|mcp|mcpl|mcpr)_([0-9a-f]{24})(?:_[0-9]+){0,3}\Z"
+)
 
 
 async def stored_response(
@@ -174,7 +177,9 @@ def said_in(job: Job, record: Mapping[str, Any]) -> list[Message]:
     said = list(job.request.body["messages"])
     if record.get("instructions"):
         said = said[1:]
-    return [*said, *messages_of(output_items(job))]
+    for turn in job.turns:
+        said += turn_messages(turn)
+    return [*said, *messages_of(answer_messages(job))]
 
 
 async def with_stored_items(store: JobIntake, principal: Principal, given: Any) -> Any:

@@ -28,6 +28,7 @@ from api.view.organization import (
     usage_result,
 )
 from eventing.errors import BadRequest
+from eventing.job.call.moderation import MODERATION_URL
 from eventing.job.job import RUNNABLE_URLS
 from eventing.telemetry.cost import Price
 from eventing.telemetry.usage import DAY_S, UsageRecords, UsageRow
@@ -38,7 +39,7 @@ _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 """What a spreadsheet takes for the start of a formula."""
 _CSV: Final = "text/csv"
 _EMBEDDINGS_URL: Final = "/v1/embeddings"
-_COMPLETION_URLS: Final = frozenset(RUNNABLE_URLS) - {_EMBEDDINGS_URL}
+_COMPLETION_URLS: Final = frozenset(RUNNABLE_URLS) - {_EMBEDDINGS_URL, MODERATION_URL}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +107,18 @@ async def get_completions_usage(call: Call[OrganizationDeps]) -> Response:
 async def get_embeddings_usage(call: Call[OrganizationDeps]) -> Response:
     """Get what your tenant used by day: embeddings."""
     return await _usage(call, "organization.usage.embeddings.result", {_EMBEDDINGS_URL})
+
+
+@routes.operation(
+    "GET",
+    "/v1/organization/usage/moderations",
+    Scope.JOBS_READ,
+    parameters=(*_PARAMETERS, GROUPS),
+    answers={200: (UsagePage, _TABLE)},
+)
+async def get_moderations_usage(call: Call[OrganizationDeps]) -> Response:
+    """Get what your tenant used by day: moderations."""
+    return await _usage(call, "organization.usage.moderations.result", {MODERATION_URL})
 
 
 @routes.operation(

@@ -21,7 +21,7 @@ from api.http.body import parse_object
 from api.http.problem import openai_error, openai_status
 from api.http.shutdown import ShuttingDown
 from api.job.conversation import chat_line, read_ask, said_in, submit_response
-from api.job.live import moments
+from api.job.live import job_now, moments
 from api.job.response.request import Ask, flag
 from api.job.stream_position import StreamBroken
 from api.routes.held import cancel_if_possible
@@ -207,6 +207,9 @@ class _Connection:
         async for moment in moments(self._deps.responses.held.live, job, ""):
             if moment.fault is not None:
                 raise StreamBroken(moment.fault, job)
+            if translator.needs_record(moment.entries):
+                live = self._deps.responses.held.live
+                translator.know(await job_now(live, job, with_result=False))
             for entry in moment.entries:
                 await self._send_all(translator.feed(entry))
             if moment.job is not None:

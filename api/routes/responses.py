@@ -18,7 +18,7 @@ from api.http.problem import openai_error
 from api.http.protocol import writer_of
 from api.http.sse import LINE_LIMIT_BYTES, frame
 from api.job.conversation import named_items, read_ask, stored_response, submit_response
-from api.job.live import moments, write_directly
+from api.job.live import job_now, moments, write_directly
 from api.job.response.request import REQUEST_SCHEMA
 from api.job.stream_position import StreamBroken
 from api.job.submission import SubmitDeps
@@ -265,6 +265,8 @@ async def _frames(
         async for moment in moments(call.deps.held.live, job, "", on_tokens):
             if moment.fault is not None:
                 raise StreamBroken(moment.fault, job)
+            if translator.needs_record(moment.entries):
+                translator.know(await job_now(call.deps.held.live, job, with_result=False))
             frames = b"".join(map(render, moment.entries))
             if moment.job is not None:
                 frames += dump(translator.end(moment.job))

@@ -3,12 +3,13 @@
 Called by the streaming forms of chat completions and completions. The same stream always gives the same chunks.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 import orjson
 
 from api.limit.service_tier import used_tier
+from api.view.items.chat_turns import ChatTurns, has_loop, torpor_of
 from api.view.items.retrieval import LinkFilters
 from api.view.outcome import CallFailed, answer_id, answer_of, grounding_in, moderation_in
 from eventing.job.answer_links import link_hosts
@@ -50,6 +51,8 @@ class Chunker:
         if tier := used_tier(job):
             self._base["service_tier"] = tier
         self._spoken: set[int] = set()
+        self._is_turn_shown = False  # something of the present turn
+        self._turns = ChatTurns(job) if self._is_chat and has_loop(job) else None
         self._usage: Mapping[str, Any] | None = None
         hosts = link_hosts(job)
         self._links = None if hosts is None or not self._is_chat else LinkFilters(hosts)
@@ -60,13 +63,16 @@ class Chunker:
 
     def chunks(self, entry: StreamEntry) -> Iterator[bytes]:
         """The chunks for an entry of the stream. Raises `Restarted`."""
-        if entry.kind is EntryKind.ATTEMPT and entry.is_restart and self._spoken:
+        if entry.kind is EntryKind.ATTEMPT and entry.is_restart and self._is_turn_shown:
             raise Restarted
+        if self._turns is not None and entry.kind is EntryKind.ATTEMPT and entry.is_restart:
+            self._turns.start_over()
+        if entry.kind is EntryKind.TURN:
+            self._begin_turn()
         if entry.kind is not EntryKind.TOKENS or not entry.delta:
             return
-        for choice in orjson.loads(entry.delta):
-            if self._links is not None:
-                choice = self._links.shown(choice)
+        for choice in self._shown(orjson.loads(entry.delta)):
+            self._is_turn_shown = True
             prompt = (
                 {"prompt_token_ids": choice.pop("prompt_token_ids", None)} if self._is_chat else {}
             )
@@ -74,6 +80,29 @@ class Chunker:
             prompt |= {"usage": self._usage}
             extra = {name: value for name, value in prompt.items() if value is not None}
             yield self._dump([self._whole(choice)], **extra)
+
+    def _begin_turn(self) -> None:
+        self._is_turn_shown = False
+        if self._turns is not None:
+            self._turns.begin_turn()
+
+    def _shown(self, choices: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The choices without links that passages planted, and without calls that servers run."""
+        for choice in choices:
+            told: dict[str, Any] | None = (
+                choice if self._links is None else self._links.shown(choice)
+            )
+            if told is not None and self._turns is not None:
+                told = self._turns.shown(told)
+            if told is not None:
+                yield told
+
+    def _turns_end(self, job: Job) -> Iterator[bytes]:
+        """How the answer of a job with tools ended, and what it called."""
+        said = ((job.result or {}).get("choices") or [{}])[0]
+        told = {"torpor": torpor_of(job)} if job.turns else {}
+        reason = said.get("finish_reason") or "stop"
+        yield self._dump([self._whole({"index": 0, "delta": {}, "finish_reason": reason})], **told)
 
     def unshown(self, job: Job) -> Iterator[bytes]:
         """The answer of the ended `job`, one chunk a choice, when none of it was streamed: its tokens are no longer
@@ -93,6 +122,8 @@ class Chunker:
                             }
                         ]
                     )
+            elif self._turns is not None:
+                yield from self._turns_end(job)
             return
         extra = {"usage": job.usage} if wants_usage_throughout(job.request.body) else {}
         for choice in answer_of(job).get("choices") or ():

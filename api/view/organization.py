@@ -68,7 +68,11 @@ class SpentView(TypedDict):
 class UsageResult(TypedDict):
     """What was used. Fields that OpenAI has not: `thought_tokens` and all after it."""
 
-    object: Literal["organization.usage.completions.result", "organization.usage.embeddings.result"]
+    object: Literal[
+        "organization.usage.completions.result",
+        "organization.usage.embeddings.result",
+        "organization.usage.moderations.result",
+    ]
     input_tokens: int
     input_cached_tokens: int
     output_tokens: int

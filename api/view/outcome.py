@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from api.limit.service_tier import used_tier
+from api.view.items.chat_turns import with_turns
 from eventing.errors import BadRequest, TorporError
 from eventing.job.answer_links import shown_result
 from eventing.job.call.moderation import MODERATION, MODERATION_URL
@@ -79,7 +80,7 @@ def answer_of(job: Job) -> Mapping[str, Any]:
     if verdict := grounding_in(job):
         body["grounding"] = verdict
     if body.get("object") == "chat.completion":
-        body = {**_UNASKED, **body}
+        body = {**_UNASKED, **with_turns(job, body)}
     return body | own
 
 

@@ -12,6 +12,13 @@ from typing_extensions import TypedDict
 from api.http.described import described
 from api.limit.service_tier import used_tier
 from api.view.items.retrieval import annotations, search_item
+from api.view.items.tools import (
+    list_items,
+    open_questions,
+    own_calls,
+    turn_calls,
+    turn_suffix,
+)
 from api.view.job import public_metadata
 from api.view.outcome import grounding_in, moderation_in
 from eventing.errors import NotFound
@@ -187,29 +194,57 @@ def compaction_of(job: Job, record: Mapping[str, Any]) -> list[Item]:
 
 
 def output_items(job: Job, record: Mapping[str, Any] | None = None) -> list[Item]:
-    """The output: the search of files if `record` says that one was asked for, then the model's reasoning, message
-    and function calls.
+    """The output: the search of files if `record` says that one was asked for, the lists of its servers, and then, turn
+    by turn, the model's reasoning, message, calls of the caller's functions, and calls that were run here.
     """
     message = _choice(job).get("message") or {}
-    tail = job.id.removeprefix("job_")
-    is_cut = job.incomplete_reason is not None
-    status = "incomplete" if is_cut else "completed"
     items: list[Item] = []
     if record is not None and "include" in record:  # only a search puts it there
         items.append(search_item(job, record))
+    if record is not None and job.plan is not None:
+        items += list_items(job)
     if record is not None and message:
         items += compaction_of(job, record)
+    for turn in job.turns:
+        if not turn.carried:
+            items += message_items(job, turn.message, turn.number)
+        items += turn_calls(job, turn)
+    if ends_with_turn(job):
+        return [*items, *open_questions(job)]
+    return items + message_items(job, message, len(job.turns) + 1, is_last=True)
+
+
+def ends_with_turn(job: Job) -> bool:
+    """True for a job that ended where only its caller can go on: its answer is its last turn."""
+    return bool(job.turns) and bool(job.turns[-1].ends) and job.state.is_terminal
+
+
+def message_items(
+    job: Job, message: Mapping[str, Any], number: int, *, is_last: bool = False
+) -> list[Item]:
+    """The model's reasoning, message and calls of the caller's functions, of the turn of this number."""
+    tail = f"{job.id.removeprefix('job_')}{turn_suffix(number)}"
+    is_cut = is_last and job.incomplete_reason is not None
+    status = "incomplete" if is_cut else "completed"
+    items: list[Item] = []
     if thought := message.get("reasoning") or message.get("reasoning_content"):
         items.append(reasoning_item(f"rs_{tail}", thought, "completed"))
     if message.get("content"):
-        logprobs = logprobs_of(_choice(job))
+        logprobs = logprobs_of(_choice(job)) if is_last else []
         text = shown_text(job, message["content"])
         item = message_item(f"msg_{tail}", text, status, logprobs)
         item["content"][0]["annotations"] = annotations(job, text)
         items.append(item)
-    for index, call in enumerate(message.get("tool_calls") or ()):
+    for index, call in own_calls(job, message):
         items.append(call_item(f"fc_{tail}_{index}", call, "completed"))
     return items
+
+
+def answer_messages(job: Job) -> list[Item]:
+    """The items of an ended job's last answer: what came before stands in its turns."""
+    if ends_with_turn(job):
+        return []
+    return message_items(job, _choice(job).get("message") or {}, len(job.turns) + 1, is_last=True)
 
 
 def reasoning_item(item_id: str, text: str, status: str) -> Item:

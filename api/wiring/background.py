@@ -13,6 +13,7 @@ from api.limit.usage import UsageTally
 from api.settings import ApiSettings
 from api.webhook.listener import WebhookListener
 from api.wiring.parts import Parts
+from eventing.broker.tool_calls import ToolCalls, run_approvals
 from eventing.live import archiver
 from eventing.live.ended import EndedConsumer, EndListener
 from eventing.outbox import outbox
@@ -43,6 +44,7 @@ def loops(parts: Parts) -> Mapping[str, Loop]:
         "objects": lambda: archiver.run_sweep(parts.archive),
         "sweep": lambda: outbox.run(parts.store, route, settings.sweep_every_s, parts.followers),
         "deadlines": lambda: outbox.run_deadlines(parts.store),
+        "approvals": lambda: run_approvals(ToolCalls(parts.store, route)),
         "webhooks": parts.webhooks.sender.run,
         "results": parts.results.run,
         "indexing": parts.vector_stores.events.run,

@@ -48,7 +48,7 @@ from eventing.store.archive import Archive
 from eventing.store.conversation.store import Conversations
 from eventing.store.file_store import FileStore
 from eventing.store.objects.object_store import ObjectStore
-from eventing.store.redis_store import RedisStore
+from eventing.store.steps.redis_tools import RedisToolStore
 from eventing.store.vector_store.store import VectorStores
 from eventing.store.vector_store.text_object import FOLDER as TEXTS
 from eventing.telemetry.metric.ledger import Ledger
@@ -63,7 +63,7 @@ class Parts:
 
     settings: ApiSettings
     redis: SharedRedis
-    store: RedisStore
+    store: RedisToolStore
     archive: Archive
     route: DirectPublisher | OutboxPublisher
     clock: Clock
@@ -100,7 +100,7 @@ def make_parts(
     """
     clock, body_room = SystemClock(), BodyRoom()
     archive = Archive(redis, ObjectStore(f"{settings.files_url.rstrip('/')}/{_RESULTS}"))
-    store = RedisStore(redis, settings.lease, archive)
+    store = RedisToolStore(redis, settings.lease, archive)
     route = make_route(settings, redis, publisher, max_unpublished=settings.max_unpublished)
     stores = VectorStores(redis)
     intake = Intake(

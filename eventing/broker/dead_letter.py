@@ -24,6 +24,7 @@ from eventing.broker.advance import Advance
 from eventing.broker.delivery import DeliverySpec, SubscriberResponse, backoff_s, is_retried
 from eventing.broker.intake import Route
 from eventing.broker.queue import Claimed, member_of
+from eventing.broker.tool_calls import ToolCalls
 from eventing.broker.trigger import Trigger
 from eventing.clock import SystemClock
 from eventing.cloudevent.event import Event, build_binary, to_record
@@ -37,12 +38,14 @@ from eventing.cloudevent.job_event import (
     unreadable_job,
 )
 from eventing.cloudevent.publisher import payload
+from eventing.cloudevent.tool_event import CALLED, place_of
 from eventing.errors import BadRequest, IdempotencyConflict
-from eventing.job.job import API_SOURCE, JobError, JobId, JobState
+from eventing.job.job import API_SOURCE, Job, JobError, JobId, JobState
 from eventing.job.pipelines.fallback import NO_FALLBACKS, Fallbacks
 from eventing.job.plan import OnFailure
-from eventing.job.step import AdvanceStatus, StepStore
+from eventing.job.step import AdvanceStatus
 from eventing.job.store import Ending, LeaseSettings, LeaseStatus
+from eventing.job.tools.store import ReturnStatus, ToolStore
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
 from eventing.redis.script import Argument, run
@@ -57,6 +60,7 @@ _UNANSWERED: Final = ("-1", "0")
 _UNAVAILABLE: Final = "503"
 _LONGEST_WAIT_MS: Final = 24 * 3600 * 1000
 """How long a job without a deadline waits for what a step of it needs."""
+_GIVEN_UP: Final = (ReturnStatus.OK, ReturnStatus.NEXT, ReturnStatus.ENDED)
 _LONGEST_MS: Final = 900_000
 """Longest pause before a request that was given up is published again; the first time there is no pause."""
 
@@ -67,13 +71,14 @@ class DeadLetterHandler:
     def __init__(
         self,
         redis: Redis,
-        store: StepStore,
+        store: ToolStore,
         route: Route,
         lease_ms: int = LeaseSettings().lease_ms,
         fallbacks: Fallbacks = NO_FALLBACKS,
     ) -> None:
         self._redis = redis
         self._advance = Advance(store, route, fallbacks)
+        self._calls = ToolCalls(store, route)
         self._lease_ms = lease_ms
         self._store = store
 
@@ -99,34 +104,52 @@ class DeadLetterHandler:
                     return True  # the job has ended or was deleted
         elif answer.is_refusal and await self._is_waited_for(event):
             return False
-        if event.type == PLANNED:
-            if await self._end_step(event, reason) is not AdvanceStatus.OK:
-                return True  # another delivery of it was first
-        elif event.type in REQUEST_TYPES:
-            hold = await self._fail_job(event, reason)
-            if hold is not LeaseStatus.OK:
-                return hold is not LeaseStatus.HELD
-        else:
-            await self._keep(trigger, claimed, reason)
-            DEAD_LETTERS.labels(trigger.name).inc()
+        is_recorded = await self._set_aside(trigger, claimed, reason)
+        if is_recorded is not None:
+            return is_recorded
         _log.warning("set aside", action="dead_letter", trigger=trigger.name, status=answer.status)
         await _send_to_sink(trigger.delivery, _explained(event, trigger, reason, answer))
         return True
 
+    async def _set_aside(self, trigger: Trigger, claimed: Claimed, reason: str) -> bool | None:
+        """None when this call recorded the event; else whether another delivery did, or False while it runs."""
+        event = claimed.event
+        if event.type == CALLED:
+            given_up = await self._give_up_call(event, reason)
+            return None if given_up in _GIVEN_UP else given_up is not ReturnStatus.HELD
+        if event.type == PLANNED:
+            is_first = await self._end_step(event, reason) is AdvanceStatus.OK
+            return None if is_first else True
+        if event.type in REQUEST_TYPES:
+            hold = await self._fail_job(event, reason)
+            return None if hold is LeaseStatus.OK else hold is not LeaseStatus.HELD
+        await self._keep(trigger, claimed, reason)
+        DEAD_LETTERS.labels(trigger.name).inc()
+        return None
+
     async def _is_waited_for(self, event: Event) -> bool:
         """True for an event that is not given up while what takes it is unavailable: of a file to be indexed, and of
-        a step that may not be skipped, until its job is late, or a day old if it is never late.
+        a tool call or a step that may not be skipped, until its job is late, or a day old if it is never late.
         """
         if event.type in WORK_TYPES:
             return True
+        if event.type == CALLED:
+            called = await self._store.get(JobId(event.subject), with_result=False)
+            return called is not None and _is_early(called)
         if event.type != PLANNED:
             return False
         job = await self._store.get(job_id_of(event), with_result=False)
         step = job.plan.step(event.extensions.get(STEP, "")) if job and job.plan else None
         if job is None or step is None or step.on_failure is OnFailure.CONTINUE:
             return False
-        late_ms = job.deadline_ms or job.created_ms + _LONGEST_WAIT_MS
-        return SystemClock().wall_ms() < late_ms
+        return _is_early(job)
+
+    async def _give_up_call(self, event: Event, reason: str) -> ReturnStatus:
+        """The tool call that could not be delivered: it was not run, or it is in doubt."""
+        job, place = await self._store.get(JobId(event.subject), with_result=False), place_of(event)
+        if job is None or place is None:
+            return ReturnStatus.MISSING
+        return await self._calls.given_up(job, *place, reason)
 
     async def _end_step(self, event: Event, reason: str) -> AdvanceStatus:
         """The step that could not be run is skipped, or fails its job."""
@@ -196,6 +219,11 @@ class DeadLetterHandler:
         async with failures_named():
             await self._redis.hset(key, member_of(claimed.event), orjson.dumps(note))
             await self._redis.expire(key, _KEEP_DEAD_S)
+
+
+def _is_early(job: Job) -> bool:
+    late_ms = job.deadline_ms or job.created_ms + _LONGEST_WAIT_MS
+    return SystemClock().wall_ms() < late_ms
 
 
 def _last_answer(event: Event) -> str:

@@ -35,6 +35,7 @@ from eventing.cloudevent.job_event import MINIMAL, REQUEST_TYPES, REQUESTED, job
 from eventing.cloudevent.publisher import payload
 from eventing.errors import NotACloudEvent, Unavailable, UnsupportedMode
 from eventing.job.job import API_SOURCE, JobId
+from eventing.job.prompt import LEFT_MS
 from eventing.process.readiness import SubscriberReadiness
 from eventing.telemetry import trace
 from eventing.telemetry.metric.series import labelled
@@ -53,6 +54,11 @@ _passes = Counter(
     "torpor_claim_passes_total",
     "How often claimed jobs had been passed over for one whose prompt an engine had seen.",
     ["trigger"],
+)
+_left = Counter(
+    "torpor_left_jobs_total",
+    "Claimed jobs that had been left to an engine that holds their prefix, by who took them.",
+    ["trigger", "taken_by"],
 )
 _in_flight = Gauge("torpor_deliveries_in_flight", "Deliveries under way.", ["trigger"])
 
@@ -162,6 +168,9 @@ class Pump:
             labelled(_prefix_claims, self._trigger.name, result).inc()
         if claimed.passes:
             labelled(_passes, self._trigger.name).inc(claimed.passes)
+        if claimed.left_ms >= 0:
+            taken_by = "holder" if claimed.left_ms < LEFT_MS else "any"
+            labelled(_left, self._trigger.name, taken_by).inc()
 
     async def _claimable(self) -> int:
         """How many events may be claimed: any number while the subscriber is ready. One at a time once it has been
@@ -293,6 +302,8 @@ class Pump:
                 else:
                     is_tried = not answer.is_refusal
                     await self._queue.defer(claimed.ticket, CLAIM_IDLE_MS, is_tried=is_tried)
+        if answer.status == 0:
+            self._queue.forget_seen()
         labelled(_deliveries, self._trigger.name, type(decision).__name__).inc()
 
     def _decide(

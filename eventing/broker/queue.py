@@ -7,10 +7,12 @@ or jobs.
 """
 
 import asyncio
+import math
 import random
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from heapq import heappop, heappush
 from typing import Any, Final
 
 import structlog
@@ -32,6 +34,9 @@ LANE_WEIGHTS: Final = {Lane.INTERACTIVE: 16, Lane.DEFAULT: 4, Lane.BATCH: 1}
 """Weights of the lottery for the next event, among lanes that have one: batch gets at least 1 in 21, so it is never
 starved.
 """
+_MOST_LOOKS: Final = 64
+_WAKE_STREAM_S: Final = 3600
+"""How long the stream by which one consumer is woken outlives it; claims renew it."""
 _GATHER_TURNS: Final = 2
 """Answers that come together are taken within a turn or two of the event loop."""
 
@@ -50,6 +55,7 @@ class Claimed:
     refused_ms: int = 0
     size: int = 0  #: bytes of its record
     passes: int = 0  #: how often it was passed over for one whose prompt an engine had seen
+    left_ms: int = -1  #: since it was left to an engine that holds its prefix; -1 where it was not
     is_prefix_seen: bool | None = None  #: by the engine of its pump; None where that is not known
 
 
@@ -128,10 +134,16 @@ class Queue:
         self._seen = seen  #: of the engine that this consumer alone delivers to
         self._has_others = False
         self._may_wait = False  #: the last claim left events, as far as it knows
+        self._looks_s: list[float] = []  #: a heap, by the clock of the event loop
         self._tail_connection = redis.dedicated_connection()
         self._ended: list[str] = []
         self._before_end: list[Call] = []
         self._settling: asyncio.Future[None] | None = None
+
+    @property
+    def holder(self) -> str:
+        """Its engine's name among the holders of prefixes; empty where it is of no engine."""
+        return self._seen.holder if self._seen is not None else ""
 
     @property
     def redis(self) -> SharedRedis:
@@ -168,8 +180,10 @@ class Queue:
         args += [claim_idle_ms, self._search, self._woken_by]
         args += [LANE_WEIGHTS[lane] for lane in Lane]
         args += [repr(self._draw.random()) for _ in range(count)]
-        if self._seen is not None and self._has_others:
-            args.append(self._seen.words(with_prefixes=self._may_wait))
+        while self._looks_s and self._looks_s[0] <= asyncio.get_running_loop().time():
+            heappop(self._looks_s)
+        if self._seen is not None and (self._has_others or claim_idle_ms):
+            args += [self._seen.words(with_prefixes=self._may_wait), self._seen.holder]
         async with failures_named():
             try:
                 answer = await run(self._redis, "claim", [self._key[n] for n in names], args)
@@ -179,7 +193,8 @@ class Queue:
         self._woken_by = ""
         self._search = answer[0].decode()
         self._has_others = answer[1] == b"1" if answer[1] else self._has_others
-        rows = answer[2:]
+        self._look_again_in(answer[2])
+        rows = answer[3:]
         self._may_wait = len(rows) >= count
         return [self._with_prefix(_claimed(row), row[6].decode()) for row in rows]
 
@@ -189,27 +204,46 @@ class Queue:
         is_seen = self._seen.claim(claimed.ticket, prefix)
         return replace(claimed, is_prefix_seen=is_seen) if prefix else claimed
 
+    def _look_again_in(self, delay_ms: int) -> None:
+        """Something may be claimed then that no event tells of."""
+        if delay_ms > 0 and len(self._looks_s) < _MOST_LOOKS:
+            heappush(self._looks_s, asyncio.get_running_loop().time() + delay_ms / 1000)
+
     async def wait(self, timeout_ms: int) -> bool:
-        """Return when an event was put since the last claim, or after the timeout; True for the one consumer that an
-        event wakes. One that cannot claim it then has to `wake` another.
+        """Return when an event was put since the last claim, when one was left to this consumer, after the timeout,
+        or when it is time to look again; True for the one consumer that an event wakes. One that cannot claim it then
+        has to `wake` another.
         """
-        key = self._key["tickets"]
+        if self._looks_s:
+            left_s = self._looks_s[0] - asyncio.get_running_loop().time()
+            timeout_ms = max(1, min(timeout_ms, math.ceil(left_s * 1000)))  # 0 would be for ever
+        streams = [self._key["tickets"]]
+        if self._seen is not None and self._has_others:
+            streams.append(f"{self.prefix}wake:{self._seen.holder}")
         words = ("XREADGROUP", "GROUP", keys.WAKE_GROUP, "all", "COUNT", 1, "BLOCK", timeout_ms)
         async with failures_named():
             try:
                 (answer,) = await self._tail_connection.send(
-                    [(*words, "NOACK", "STREAMS", key, ">")]
+                    [(*words, "NOACK", "STREAMS", *streams, *">" * len(streams))]
                 )
             except ResponseError as error:
                 if "NOGROUP" not in str(error):
                     raise
-                # Of a queue that the store lost, the next claim makes both groups.
-                with suppress(ResponseError):
-                    await self._redis.xgroup_create(key, keys.WAKE_GROUP, id="0")
+                await self._create_wake_groups(streams)
                 return False
-        if answer:
-            self._woken_by = answer[0][1][0][0].decode()
+        for stream, entries in answer or ():
+            if stream == streams[0].encode():
+                self._woken_by = entries[0][0].decode()
         return bool(answer)
+
+    async def _create_wake_groups(self, streams: Sequence[str]) -> None:
+        """Of a queue that the store lost, the next claim makes both groups."""
+        for stream in streams:
+            is_own = stream != streams[0]
+            with suppress(ResponseError):
+                await self._redis.xgroup_create(stream, keys.WAKE_GROUP, id="0", mkstream=is_own)
+            if is_own:
+                await self._redis.expire(stream, _WAKE_STREAM_S)
 
     async def wake(self) -> None:
         """Wake another consumer that waits: by a ticket that stands for nothing, which a claim drops."""
@@ -258,16 +292,27 @@ class Queue:
         """
         names = [self._key[name] for name in ("held", "retry", "tries")]
         if self._seen is not None and self._has_others:
-            delay_ms -= PASS_MS if by_any else 0
             self._seen.defer(ticket, is_ours=not by_any)
+            if by_any:
+                delay_ms -= PASS_MS
+            else:
+                self._look_again_in(delay_ms + 1)
         async with failures_named():
             await run(self._redis, "defer", names, [ticket, delay_ms, 0 if is_tried else 1])
 
     async def nack(self, ticket: str, lane: Lane) -> None:
         """Give back an event that was not accepted, without counting a try; it is the next of its lane."""
         names = ("tickets", "events", "held", "retry", "tries", f"ready:{lane}", f"fair:{lane}")
+        args: list[Argument] = [keys.GROUP, ticket]
+        if self._seen is not None and self._has_others:
+            args.append(self._seen.holder)
         async with failures_named():
-            await run(self._redis, "nack", [self._key[n] for n in names], [keys.GROUP, ticket])
+            await run(self._redis, "nack", [self._key[n] for n in names], args)
+
+    def forget_seen(self) -> None:
+        """The engine has gone, and what it had seen with it."""
+        if self._seen is not None:
+            self._seen.forget()
 
     async def keep(self, tickets: Sequence[str]) -> None:
         """Renew the claims of these events."""
@@ -425,6 +470,7 @@ def _claimed(row: Sequence[Any]) -> Claimed:
         refused_ms=int(row[5]),
         size=len(row[2]),
         passes=int(row[7]),
+        left_ms=int(row[8]),
     )
 
 

@@ -33,7 +33,7 @@ from eventing.process.body import BodyReader, BodyRoom
 from eventing.process.http_server import listen
 from eventing.process.probe import ReadyOnceStarted, alive, metrics_page
 from eventing.redis.connection import connect
-from eventing.store.steps.redis_steps import RedisStepStore
+from eventing.store.steps.redis_tools import RedisToolStore
 
 _log = structlog.get_logger()
 _BODIES_BYTES: Final = 32 * 1024 * 1024
@@ -58,7 +58,7 @@ class Broker:
             settings.redis_url.get_secret_value(),
             timeout_s=max(settings.store_timeout_s, LONGEST_BLOCK_S + _ANSWER_S),
         )
-        self._store = RedisStepStore(self._redis, settings.lease)
+        self._store = RedisToolStore(self._redis, settings.lease)
         self._started = ReadyOnceStarted(self._store, timeout_s=settings.store_timeout_s)
         consumer = f"{socket.gethostname()}-{id(self):x}"
         # Only a pump beside one engine knows what that engine has seen.

@@ -4,18 +4,28 @@ predictor's for the next turn.
 Called by the steps process, by the api with a person's decision and late results, and by sweeps. Must not know HTTP.
 """
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Final
+
+import structlog
 
 from eventing.broker.intake import Route
 from eventing.cloudevent.event import Event
 from eventing.cloudevent.job_event import request_event
 from eventing.cloudevent.tool_event import called_event
+from eventing.errors import BadRequest, Unavailable
 from eventing.job.job import Job
 from eventing.job.step import AdvanceStatus, StepRun
 from eventing.job.store import Publication
 from eventing.job.tools.call import CallState, ToolCall, Turn
-from eventing.job.tools.store import CallEnd, Decision, ReturnStatus, ToolStore
+from eventing.job.tools.store import CallEnd, Decision, PendingApproval, ReturnStatus, ToolStore
+
+_SWEEP_EVERY_S: Final = 5.0
+_BATCH: Final = 100
+_NO_ANSWER: Final = Decision(state=CallState.DENIED)
+_log = structlog.get_logger()
 
 
 class ToolCalls:
@@ -38,13 +48,28 @@ class ToolCalls:
         return status
 
     async def queue(self, job: Job, run: StepRun) -> AdvanceStatus:
-        """Put the calls of the newest turn that are not final, and wait for no person, into their queues again."""
-        events = pending_events(job, job.turns[-1])
+        """Put the calls of the newest turn that wait for no person into their queues again, where they do not run."""
+        turn = job.turns[-1]
+        events = {
+            call.place: called_event(job, turn.epoch, call)
+            for call in turn.calls
+            if not (call.state.is_final or call.state.is_waiting_for_person)
+        }
         sent = {place: self._route.publication(event) for place, event in events.items()}
-        following = self._route.publication(next_turn_event(job))
-        status = await self.store.queue_calls(run, sent, following)
+        following = next_turn_event(job)
+        status = await self.store.queue_calls(run, sent, self._route.publication(following))
         if status is AdvanceStatus.OK:
-            self._recorded(job, list(events.values()))
+            self._recorded(job, [following] if turn.is_done else list(events.values()))
+        return status
+
+    async def given_up(self, job: Job, turn: int, place: int, reason: str) -> ReturnStatus:
+        """The delivery of a call was given up by its broker."""
+        following = next_turn_event(job)
+        status = await self.store.give_up_call(
+            job.id, turn, place, reason, self._route.publication(following)
+        )
+        if status is ReturnStatus.NEXT:
+            self._recorded(job, [following])
         return status
 
     async def returned(self, job: Job, call: ToolCall, send: int, end: CallEnd) -> ReturnStatus:
@@ -76,6 +101,20 @@ class ToolCalls:
             self._recorded(job, [asked])
         return status, decided
 
+    async def expire(self, late: PendingApproval) -> bool:
+        """No one decided in time: the model is told so. False when someone has, or the job has ended."""
+        job = await self.store.get(late.job_id, with_result=False)
+        if job is None:
+            return False
+        following = next_turn_event(job)
+        publication = self._route.publication(following)
+        status, _ = await self.store.decide(
+            job.id, late.call.approval_id, _NO_ANSWER, turn=publication
+        )
+        if status is ReturnStatus.NEXT:
+            self._recorded(job, [following])
+        return status in (ReturnStatus.OK, ReturnStatus.NEXT, ReturnStatus.ENDED)
+
     def publication(self, job: Job, call: ToolCall) -> Publication:
         """How the event of a call gets to its queue."""
         return self._route.publication(called_event(job, epoch_of(job, call), call))
@@ -85,12 +124,34 @@ class ToolCalls:
             self._route.recorded(job.id, event)
 
 
+async def run_approvals(calls: ToolCalls) -> None:
+    """Decide for those who did not, until cancelled; any number of sweepers share the work."""
+    while True:
+        try:
+            while late := await sweep_approvals(calls):
+                _log.info("no answer", action="approval", calls=late)
+        except Unavailable as error:
+            _log.debug("will look again", action="approval", reason=error.code)
+        await asyncio.sleep(_SWEEP_EVERY_S)
+
+
+async def sweep_approvals(calls: ToolCalls) -> int:
+    """Decide what is overdue; how many decisions that were. One that a crash cuts off is due again in 15 s."""
+    decided = 0
+    for late in await calls.store.overdue_approvals(_BATCH):
+        try:
+            decided += await calls.expire(late)
+        except BadRequest as error:  # no trigger takes the job's model any more: the others go on
+            _log.error("not decided", action="approval", job_id=late.job_id, reason=error.message)
+    return decided
+
+
 def pending_events(job: Job, turn: Turn) -> Mapping[int, Event]:
-    """The event of each call of a turn that is to run, or may run, by its place."""
+    """The event of each call of a turn that is to run, by its place."""
     return {
         call.place: called_event(job, turn.epoch, call)
         for call in turn.calls
-        if not call.state.is_final and not call.state.is_waiting_for_person
+        if call.state is CallState.PENDING
     }
 
 
@@ -100,5 +161,7 @@ def epoch_of(job: Job, call: ToolCall) -> int:
 
 
 def next_turn_event(job: Job) -> Event:
-    """The event that brings the job to its predictor for its next turn."""
-    return request_event(replace(job, step=""))
+    """The event that brings the job to its predictor for its next turn. The turns themselves are in the record, which
+    the predictor reads.
+    """
+    return request_event(replace(job, step="", turns=()))

@@ -29,6 +29,14 @@ PLACE: Final = "callplace"
 """The extension with turn and place of a call, as `2.0`."""
 
 
+def place_of(event: Event) -> tuple[int, int] | None:
+    """Turn and place of the call that an event is of; None for an event that names none."""
+    turn, _, place = event.extensions.get(PLACE, "").partition(".")
+    if not all(each.isascii() and each.isdigit() and len(each) < 7 for each in (turn, place)):
+        return None
+    return int(turn), int(place)
+
+
 def called_event(job: Job, epoch: int, call: ToolCall) -> Event:
     """The event of a call: the same on every send, so that a second one in the same queue is a duplicate.
 

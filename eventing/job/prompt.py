@@ -5,6 +5,7 @@ Called by `eventing.store`, and by the queue, whose claim prefers the job with t
 (docs/adr/0325). A prompt can be a megabyte; its start is stored beside it when the job is recorded.
 """
 
+import secrets
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from hashlib import blake2b
@@ -20,6 +21,8 @@ BLOCK_BYTES: Final = 1024
 MOST_BLOCKS: Final = 16
 PASS_MS: Final = 500
 """How long a job is left to the engine that may have seen its prompt; `claim.lua` has the same number."""
+LEFT_MS: Final = 30
+"""How long a job is left to an engine that holds its prefix; `claim.lua` has the same number."""
 _READ_FIELDS: Final = ("role", "content", "text", "tool_calls", "function", "name", "arguments")
 _DEEPEST: Final = 5
 _MOST_SEEN: Final = 1024
@@ -89,8 +92,13 @@ class SeenPrefixes:
     """What one engine has seen, newest last, and what it is to be given again."""
 
     def __init__(self) -> None:
-        self._seen: OrderedDict[str, None] = OrderedDict()
+        self.forget()
         self._deferred: OrderedDict[str, None] = OrderedDict()
+
+    def forget(self) -> None:
+        """The engine has gone, and what it held with it."""
+        self._seen: OrderedDict[str, None] = OrderedDict()
+        self.holder = secrets.token_hex(4)  #: the engine's name among the holders of prefixes
 
     def claim(self, ticket: str, prefix: str) -> bool:
         """Count the prompt of a claimed job as seen; whether its start, or a key of it, was before."""

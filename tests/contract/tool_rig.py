@@ -213,12 +213,17 @@ class ToolRig(RedisRig):
             if kind == b"hash":
                 held = await self.redis.hgetall(key)
                 held.pop(b"fenced", None)
-                found[key] = held
+                found[key] = {name: _parsed(raw) for name, raw in held.items()}
             elif kind == b"stream":
                 found[key] = await self.redis.xlen(key)
             elif kind == b"zset":
                 found[key] = await self.redis.zrange(key, 0, -1)
         return found
+
+
+def _parsed(raw: bytes) -> Any:
+    """Scripts write the fields of a JSON object in any order."""
+    return orjson.loads(raw) if raw[:1] == b"{" else raw
 
 
 def key(place: int = 0, turn: int = 1, epoch: int = 0, of: JobId | None = None) -> str:

@@ -64,7 +64,6 @@ def help_of() -> dict[str, str]:
     }
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("call", torpor_calls())
 def test_every_torpor_command_in_the_docs_has_the_flags_used_there(
     call: str, help_of: dict[str, str]
@@ -174,7 +173,6 @@ def test_the_pages_have_the_commands_that_are_run_here() -> None:
     assert set(WITHOUT_A_CLUSTER) <= set(commands("install.md"))
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("command", WITHOUT_A_CLUSTER)
 def test_commands_that_need_no_cluster_run_as_written(command: str, tmp_path: Path) -> None:
     (tmp_path / "manifests").symlink_to(ROOT / "manifests")

@@ -19,14 +19,12 @@ def load() -> ModuleType:
 
 
 @pytest.mark.parametrize("page", ["settings.md", "cli.md"])
-@pytest.mark.timeout(60)
 def test_a_page_is_what_make_reference_writes(page: str) -> None:
     written = (ROOT / "docs" / "reference" / page).read_text(encoding="utf-8")
 
     assert written == load().PAGES[page](), "run `make reference`"
 
 
-@pytest.mark.timeout(60)
 def test_every_setting_says_what_it_does() -> None:
     rows = [line for line in load().settings_page().splitlines() if line.startswith("| TORPOR_")]
 

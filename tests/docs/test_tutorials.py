@@ -117,13 +117,11 @@ def free_port() -> int:
         return port
 
 
-@pytest.mark.timeout(120)
 def test_my_first_job(tmp_path: Path) -> None:
     with stack(tmp_path) as api, Reader(tmp_path, api) as reader:
         reader.type(blocks("first-job.md"))
 
 
-@pytest.mark.timeout(120)
 def test_a_webhook_behind_it(tmp_path: Path) -> None:
     port = free_port()
     receiver = {"127.0.0.1:9000": f"127.0.0.1:{port}", '"127.0.0.1", 9000': f'"127.0.0.1", {port}'}
@@ -133,7 +131,6 @@ def test_a_webhook_behind_it(tmp_path: Path) -> None:
         reader.type(blocks("webhook.md"))
 
 
-@pytest.mark.timeout(120)
 def test_ask_your_own_files(tmp_path: Path) -> None:
     with stack(tmp_path) as api, Reader(tmp_path, api) as reader:
         reader.type(blocks("ask-files.md"))
@@ -145,7 +142,6 @@ def skipped(page: str) -> list[str]:
     return [block["text"] for block in found if block["skip"]]
 
 
-@pytest.mark.timeout(120)
 def test_a_local_model_first_a_provider_when_it_must(tmp_path: Path) -> None:
     """The variables and flags are those of the page; the small model is the test engine."""
     page, port = "local-first.md", free_port()
@@ -193,7 +189,6 @@ def flags_of(text: str) -> list[str]:
     return words
 
 
-@pytest.mark.timeout(120)
 def test_keys_for_two_teams(tmp_path: Path) -> None:
     make_keys, *rest = blocks("two-teams.md")
     variables = {

@@ -110,7 +110,7 @@ async def turn_with_kill(system: System, talk: Talk, number: int, step: Step) ->
 async def test_each_turn_is_in_its_conversation_once_and_in_order_whoever_dies(
     zygote: Zygote, tmp_path: Path, trials: int
 ) -> None:
-    tuning = Tuning(lease_s=0.6, max_attempts=50, tokens_per_s=100)
+    tuning = Tuning(lease_s=0.6, max_attempts=50, tokens_per_s=100, delivery_timeout="PT4S")
     async with (
         running(zygote, tmp_path, tuning) as system,
         httpx.AsyncClient(base_url=system.client.bases[0], timeout=10) as http,

@@ -7,15 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 from typer.testing import CliRunner
 
 from tests.faults.client import body
 from tests.faults.processes import System, running
 from tests.faults.programs import Zygote
 from torpor.cli.app import assembled
-
-pytestmark = pytest.mark.timeout(60)
 
 
 async def torpor(system: System, *words: str, stdin: str = "") -> str:

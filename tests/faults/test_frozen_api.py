@@ -8,13 +8,11 @@ from pathlib import Path
 
 import aiohttp
 import orjson
-import pytest
 
 from tests.faults.client import body
 from tests.faults.processes import System, running
 from tests.faults.programs import Tuning, Zygote
 
-pytestmark = pytest.mark.timeout(120)
 READERS = 10
 STANDS_STILL_S = 17.0
 """Longer than a silent stream waits before it looks at the record (`api.job.live`)."""

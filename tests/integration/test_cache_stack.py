@@ -55,7 +55,6 @@ async def streamed(client: httpx.AsyncClient, body: dict[str, Any]) -> tuple[str
     return text_of(text), answer.headers["cache-status"].split("; ")[-1]
 
 
-@pytest.mark.timeout(60)
 async def test_identical_calls_at_once_are_one_generation_and_a_later_one_wakes_nothing(
     stack: LocalStack,
 ) -> None:
@@ -77,7 +76,6 @@ async def test_identical_calls_at_once_are_one_generation_and_a_later_one_wakes_
     assert usage["cache_hits"] >= CALLS - 1
 
 
-@pytest.mark.timeout(60)
 async def test_followers_miss_nothing_when_the_leaders_predictor_is_killed(
     stack: LocalStack,
 ) -> None:

@@ -9,8 +9,6 @@ from openai import OpenAI
 
 from tests.integration.stack import MODEL, LocalStack, openai_client, planned_stack
 
-pytestmark = pytest.mark.timeout(120)  # cold starts of the steps and of a predictor
-
 PIPELINES = f"""
 {MODEL}:
   steps:

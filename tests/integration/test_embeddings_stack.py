@@ -8,8 +8,6 @@ from openai import BadRequestError, OpenAI, UnprocessableEntityError
 
 from tests.integration.stack import MODEL, LocalStack, openai_client, planned_stack
 
-pytestmark = pytest.mark.timeout(120)  # cold start of the steps
-
 EMBEDDER = "all-MiniLM-L6-v2"
 PIPELINES = f"{EMBEDDER}:\n  steps: [embed]\n"
 

@@ -14,7 +14,6 @@ import httpx
 import pytest
 from mcp import Client
 
-pytestmark = pytest.mark.timeout(60)
 TOOLS = Path(__file__).parents[2] / "examples" / "tools"
 
 

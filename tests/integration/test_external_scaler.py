@@ -29,7 +29,6 @@ from knative.external_scaler.scaler import Finished, QueueSnapshot, WaitingJob, 
 from knative.external_scaler.server import ScalerServer
 from tests.time_limits import HANG_S
 
-pytestmark = pytest.mark.timeout(60)
 NOW = {"coldStartSeconds": "30", "p95WaitSeconds": "0", "slots": "2"}
 IDLE = QueueSnapshot((), 0, 0, 0)
 

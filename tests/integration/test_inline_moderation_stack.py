@@ -13,8 +13,6 @@ from pydantic import TypeAdapter
 
 from tests.integration.stack import MODEL, LocalStack, openai_client, planned_stack
 
-pytestmark = pytest.mark.timeout(120)  # cold starts
-
 MODERATOR = "omni-moderation-latest"
 PIPELINES = f"""
 {MODERATOR}:

@@ -11,7 +11,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.integration.stack import MODEL, LocalStack
 
-pytestmark = pytest.mark.timeout(60)
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 PARTS = ("api", "broker", "activator", "predictor", "steps")
 UNITS = ("_seconds", "_total", "_bytes", "_per_minute")

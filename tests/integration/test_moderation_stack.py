@@ -12,8 +12,6 @@ import pytest
 
 from tests.integration.stack import LocalStack, planned_stack
 
-pytestmark = pytest.mark.timeout(120)  # cold starts
-
 FORBIDDEN = "hummingbird"
 PIPELINES = f"""
 moderated:

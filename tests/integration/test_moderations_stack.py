@@ -9,8 +9,6 @@ from openai import BadRequestError, OpenAI
 
 from tests.integration.stack import MODEL, LocalStack, openai_client, planned_stack
 
-pytestmark = pytest.mark.timeout(120)  # cold start of the steps
-
 MODERATOR = "omni-moderation-latest"
 PIPELINES = f"""
 {MODERATOR}:

@@ -27,8 +27,6 @@ from tests.unit.predictor.harness import (
     text_of,
 )
 
-pytestmark = pytest.mark.timeout(90)
-
 THOUGHT = {"output_tokens": 60, "reasoning_tokens": 30}
 LONG: dict[str, float] = {"output_tokens": 3000}
 

@@ -25,8 +25,6 @@ from tests.integration.predictor_process import Answered, PredictorProcess, pred
 from tests.time_limits import HANG_S
 from tests.unit.predictor.harness import asking, event_of
 
-pytestmark = pytest.mark.timeout(90)
-
 CANARY = "canary-7f3a"
 
 

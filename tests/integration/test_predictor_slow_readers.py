@@ -28,8 +28,6 @@ from tests.integration.predictor_process import PredictorProcess, predictors
 from tests.redis_server import die_with_parent, free_port
 from tests.unit.predictor.harness import asking, job_id_of
 
-pytestmark = pytest.mark.timeout(90)
-
 READERS = 20
 ENTRY = orjson.dumps([{"index": 0, "delta": {"content": "x" * 4000}}]).decode()
 ENTRIES = 600  #: 2.4 MB: more than the sockets' and the api's buffers hold together

@@ -14,8 +14,6 @@ import pytest
 
 from tests.redis_server import RedisServer, die_with_parent, free_port
 
-pytestmark = pytest.mark.timeout(60)
-
 TRIGGERS = """\
 metadata: {name: requests-m}
 spec:

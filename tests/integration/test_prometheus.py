@@ -19,7 +19,6 @@ from tests.integration.stack import LocalStack
 from tests.redis_server import free_port
 
 pytestmark = [
-    pytest.mark.timeout(90),
     pytest.mark.skipif(
         shutil.which("prometheus") is None, reason="prometheus is not installed (Debian package)"
     ),

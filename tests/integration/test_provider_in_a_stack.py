@@ -17,7 +17,6 @@ from tests.integration.scripted_provider import ScriptedProvider, refuses, scrip
 from tests.integration.stack import TORPOR, LocalStack
 from tests.redis_server import free_port
 
-pytestmark = pytest.mark.timeout(90)
 in_module_loop = pytest.mark.asyncio(loop_scope="module")
 
 

@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-import pytest
 from aiohttp import web
 from redis.asyncio import Redis
 
@@ -22,7 +21,6 @@ from eventing.redis import keys
 from eventing.redis.connection import connect
 from tests.contract.broker.stack import Subscriber, until
 
-pytestmark = pytest.mark.timeout(120)
 NAME: Final = "requests-m"
 EVENTS: Final = 20
 LARGEST: Final = 8 * 1024 * 1024

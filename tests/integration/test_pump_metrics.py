@@ -13,7 +13,6 @@ import pytest
 from tests import time_limits
 from tests.redis_server import free_port
 
-pytestmark = pytest.mark.timeout(30)
 TRIGGER = """
 apiVersion: eventing.knative.dev/v1
 kind: Trigger

@@ -24,8 +24,6 @@ from eventing.replica import ReplicaDirectory
 from tests.faults.programs import QUEUE, Program, Zygote, port_of, zygote_in
 from tests.redis_server import free_port
 
-pytestmark = pytest.mark.timeout(120)
-
 PARALLELISM = 4
 TRIGGER = {
     "apiVersion": "eventing.knative.dev/v1",

@@ -19,8 +19,6 @@ from knative.deploy.first_secrets import keys_secret
 from tests import time_limits
 from tests.redis_server import die_with_parent, free_port
 
-pytestmark = pytest.mark.timeout(60)
-
 
 def own_address() -> str:
     """An address of this machine that is not loopback; empty when it has none."""

@@ -1,14 +1,13 @@
 """Two models in one stack: each wakes for its own jobs, and sleeps again by itself."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.integration.stack import LocalStack
-
-pytestmark = pytest.mark.timeout(90)  # two cold starts
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +18,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
     made.stop()
 
 
-def submit(stack: LocalStack, model: str) -> str:
-    line = {"url": "/v1/completions", "body": {"model": model, "prompt": "hello"}}
+def submit(stack: LocalStack, model: str, **body: int) -> str:
+    line = {"url": "/v1/completions", "body": {"model": model, "prompt": "hello", **body}}
     answer = httpx.post(stack.addresses["api"] + "/v1/jobs", json=line)
     assert answer.status_code == 202, answer.text
     return str(answer.json()["id"])
@@ -51,3 +50,37 @@ def test_an_unknown_model_is_refused_and_the_others_are_named(stack: LocalStack)
 
     assert answer.status_code in (404, 422)
     assert "left" in answer.json()["detail"]
+
+
+@pytest.fixture
+def one_place(tmp_path: Path) -> Iterator[LocalStack]:
+    flags = ("--model", "left=seeded", "--model", "right=seeded", "--window", "6s")
+    slow = {"TORPOR_SEEDED_TOKENS_PER_S": "3"}
+    made = LocalStack(tmp_path / "data", *flags, "--most-running", "1", env=slow).start()
+    yield made
+    made.stop()
+
+
+def test_models_that_share_one_place_take_turns_and_a_long_job_goes_on_after_its_own(
+    one_place: LocalStack,
+) -> None:
+    seen: list[int] = []
+
+    def running() -> dict[str, list[str]]:
+        found = {
+            name: [each["state"] for each in model["replicas"]["list"]]
+            for name, model in by_model(one_place).items()
+        }
+        seen.append(sum(len(states) for states in found.values()))
+        return found
+
+    long = submit(one_place, "left")  # 72 tokens: 24 s of work
+    one_place.until(lambda: running()["left"] == ["ready"])
+    short = submit(one_place, "right", max_tokens=2)
+
+    one_place.until(lambda: bool(running()) and one_place.job(short)["state"] == "completed")
+    assert one_place.job(long)["state"] in ("queued", "in_progress")
+    one_place.until(lambda: bool(running()) and one_place.job(long)["attempt"] == 2)
+    one_place.until(lambda: one_place.job(long)["token_count"] > 0)
+    assert by_model(one_place)["right"]["replicas"]["list"] == []
+    assert max(seen) == 1

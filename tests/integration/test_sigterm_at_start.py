@@ -13,8 +13,6 @@ import pytest
 
 from tests.redis_server import free_port
 
-pytestmark = pytest.mark.timeout(120)
-
 TRIGGER = """
 apiVersion: eventing.knative.dev/v1
 kind: Trigger

@@ -17,7 +17,6 @@ TRACE = Path(__file__).parents[3] / "shared" / "traces" / "azure_llm_2023_conv.c
 
 pytestmark = [
     pytest.mark.skipif(not TRACE.is_file(), reason="../shared/traces is not there"),
-    pytest.mark.timeout(90),
 ]
 
 

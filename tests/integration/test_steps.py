@@ -11,8 +11,6 @@ import pytest
 
 from tests.integration.stack import TORPOR, LocalStack, planned_stack
 
-pytestmark = pytest.mark.timeout(120)
-
 PIPELINES = """
 planned:
   steps:

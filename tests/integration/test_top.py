@@ -18,7 +18,6 @@ import pytest
 
 from tests.integration.stack import TORPOR
 
-pytestmark = pytest.mark.timeout(60)
 PAGE = b"""# TYPE torpor_replicas_ready gauge
 torpor_replicas_ready{model="m"} 0
 # TYPE torpor_queue_depth gauge

@@ -18,8 +18,6 @@ import pytest
 from tests.integration.collector import Collector, Span
 from tests.integration.stack import MODEL, LocalStack
 
-pytestmark = pytest.mark.timeout(60)
-
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 CALLER = "00f067aa0ba902b7"
 

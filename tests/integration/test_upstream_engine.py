@@ -44,8 +44,6 @@ from tests.integration.scripted_provider import (
 )
 from tests.unit.predictor.harness import asking, job_id_of, open_harness, read_text, text_of
 
-pytestmark = pytest.mark.timeout(90)
-
 INSIDE = AllowList.parse(("127.0.0.0/8",))
 
 

@@ -21,8 +21,6 @@ from predictor.engine.upstream.provider import (
 from predictor.engine.upstream.rate_headers import RateLimits
 from tests.integration.limited_provider import LimitedProvider
 
-pytestmark = pytest.mark.timeout(90)
-
 WORKERS = 8
 FAST = ProviderRules(
     window_s=1.0, first_requests=600, open_s=0.4, jitter_s=0.02, look_back_s=1.2, longest_probe_s=1

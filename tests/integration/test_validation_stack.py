@@ -9,8 +9,6 @@ import pytest
 
 from tests.integration.stack import LocalStack, planned_stack
 
-pytestmark = pytest.mark.timeout(120)  # two cold starts
-
 PIPELINES = """
 checked:
   steps:

@@ -18,8 +18,6 @@ from redis import Redis
 from eventing.redis import keys
 from tests.integration.stack import MODEL, LocalStack, openai_client
 
-pytestmark = pytest.mark.timeout(120)  # cold starts of the steps and of a predictor
-
 HANDBOOK = """# Handbook
 
 ## Leave

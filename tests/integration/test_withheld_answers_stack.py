@@ -17,8 +17,6 @@ from tests.integration.engine_calls import all_steps, body_of
 from tests.integration.stack import LocalStack, planned_stack
 from tests.integration.test_moderation_stack import tokens_of
 
-pytestmark = pytest.mark.timeout(120)  # cold starts
-
 FORBIDDEN: Final = "hummingbird"
 TOKENS: Final = 90
 PIPELINES = "".join(

@@ -73,3 +73,9 @@ def test_no_folder_of_a_package_imports_itself_through_others(package: str) -> N
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_the_long_files_that_tests_begin_with_exist() -> None:
+    listed = (ROOT / "tests/long_files.txt").read_text(encoding="utf-8").split()
+
+    assert [name for name in listed if not (ROOT / "tests" / name).is_file()] == []

@@ -152,6 +152,8 @@ class StackSettings(BaseSettings):
     """Most predictors at once; each real one takes about 2.4 GB with the default model."""
     min_replicas: int = Field(0, ge=0, le=64, json_schema_extra=_SCALE)
     """Predictors that never go."""
+    most_running: int = Field(0, ge=0, le=64, json_schema_extra=_SCALE)
+    """Most predictors of all models together; models that want more take turns, by deadline and work. 0: no bound."""
     container_concurrency: int = Field(4, ge=1, le=1000, json_schema_extra=_SCALE)
     """Jobs one predictor runs at once (its batch)."""
     window: WholeSeconds = Field(60, ge=6, le=3600, json_schema_extra=_SCALE)
@@ -229,7 +231,11 @@ class StackSettings(BaseSettings):
             self._check_models()
         if self.engine is EngineKind.UPSTREAM:
             self._check_provider()
-        self.each_model()
+        kept = sum(one.min_replicas for one in self.each_model())
+        if self.most_running and kept > self.most_running:
+            raise ValueError(
+                f"--most-running {self.most_running}: the models keep {kept} predictors at least"
+            )
         self._check_engine_args()
         if self.pipelines_file is not None:
             self._check_pipelines(self.pipelines_file)

@@ -35,9 +35,11 @@ from torpor.local.embedded_store import embedded_store
 from torpor.local.engine_kind import EngineKind
 from torpor.local.errors import StackError
 from torpor.local.model import CONTEXT_TOKENS, PROVIDER_TOKENS, Model, prepare_model
+from torpor.local.predictors.autoscaler import PolicyClock
 from torpor.local.predictors.launcher import ForkLauncher, SpawnLauncher
 from torpor.local.predictors.lost import LostLeases
 from torpor.local.predictors.model_service import ModelService
+from torpor.local.predictors.places import Places
 from torpor.local.predictors.replica import LocalReplica
 from torpor.local.predictors.steps_service import steps_service
 from torpor.local.prometheus_files import write_prometheus_files
@@ -233,6 +235,9 @@ class Stack:
         directory, view = ReplicaDirectory(redis), QueueView(redis)
         lost = LostLeases(RedisStore(redis))
         forking = await self._fork_launcher(group, exits, models)
+        s = self.settings
+        clock = PolicyClock(s.time_scale)
+        places = Places(s.most_running, s.window, clock) if s.most_running else None
         for one in models:
             is_vllm = one.settings.engine is EngineKind.VLLM
             self.services[one.model.name] = service = ModelService(
@@ -246,6 +251,7 @@ class Stack:
                 on_lost=lost.release,
                 on_failure=partial(_report_failure, directory, one.model.name),
                 group=group,
+                places=places,
             )
             exits.push_async_callback(service.activator.close)
         self.steps = steps_service(self.settings, view, env=self._base_env, lost=lost, group=group)

@@ -132,6 +132,7 @@ class ToolCall:
     expires_ms: int = 0  #: of a decision that is awaited
     question: str = ""  #: what the tool asks its user for, and its state (JSON)
     answer: str = ""  #: what the user said (JSON)
+    carried: int = 0  #: 1 where an earlier job has run it, and shows it
     token_hash: str = ""  #: of the single-use token with which a later result comes
 
     def to_json(self) -> bytes:
@@ -164,6 +165,7 @@ class Turn:
     stopped_by: str = ""  #: the limit (`StoppedBy`) after which no tool may be called any more
     parallel: int = 8  #: calls that may run at once
     ask_ms: int = 0  #: how long a person is waited for; 0 where no one can be asked
+    carried: int = 0  #: 1 where an earlier job left it, and shows its text
     calls: tuple[ToolCall, ...] = ()
 
     def to_json(self) -> bytes:
@@ -182,6 +184,7 @@ class Turn:
                 "stopped_by": self.stopped_by,
                 "parallel": self.parallel,
                 "ask_ms": self.ask_ms,
+                **({"carried": 1} if self.carried else {}),
                 "mark": self.mark,
                 "calls": len(self.calls),
             }

@@ -6,9 +6,11 @@ Called by `eventing.job.job.Job.to_run`, so the predictor, the events and the vi
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from eventing.job.tools.call import ToolCall, Turn
+from eventing.job.tools.call import CallState, ToolCall, Turn
 from eventing.job.tools.fence import fenced
 
+_UNDECIDED: Final = "The call was not run: it was not approved."
+"""Of a call that waited for its approval when the caller went on without one."""
 _BUDGETS: Final = ("max_completion_tokens", "max_tokens")
 
 
@@ -19,7 +21,7 @@ def body_with_turns(body: Mapping[str, Any], turns: Sequence[Turn]) -> Mapping[s
     """
     if not turns:
         return body
-    said = [message for turn in turns for message in _messages(turn)]
+    said = [message for turn in turns for message in turn_messages(turn)]
     changed: dict[str, Any] = {**body, "messages": [*body["messages"], *said]}
     if "tool_choice" in body and body["tool_choice"] not in ("auto", "none"):
         changed["tool_choice"] = "auto"
@@ -32,9 +34,16 @@ def body_with_turns(body: Mapping[str, Any], turns: Sequence[Turn]) -> Mapping[s
     return changed
 
 
-def _messages(turn: Turn) -> list[Mapping[str, Any]]:
-    return [turn.message, *(_result(call, turn.mark) for call in turn.calls)]
+def turn_messages(turn: Turn) -> list[dict[str, Any]]:
+    """What a turn is in the next prompt: what the model said, and the result of each call; one of the caller's own
+    function comes from the caller.
+    """
+    results = [
+        _result(call, turn.mark) for call in turn.calls if call.state is not CallState.CLIENT
+    ]
+    return [dict(turn.message), *results]
 
 
-def _result(call: ToolCall, mark: str) -> Mapping[str, Any]:
-    return {"role": "tool", "tool_call_id": call.call_id, "content": fenced(call.output, mark)}
+def _result(call: ToolCall, mark: str) -> dict[str, Any]:
+    text = call.output if call.state.is_final else _UNDECIDED
+    return {"role": "tool", "tool_call_id": call.call_id, "content": fenced(text, mark)}

@@ -70,6 +70,7 @@ class ReturnStatus(StrEnum):
     AGAIN = "again"  #: stored; it is to be sent again after its queue's backoff
     NEXT = "next"  #: stored, and the predictor's event is in its queue: the next turn
     ENDED = "ended"  #: stored, and the job ended with its turn
+    HELD = "held"  #: it runs under a live lease
     LATE = "late"  #: another send, a decision or an end was first: noted, not used
     DONE = "done"  #: the same was stored before
     TERMINAL = "terminal"  #: the job has ended
@@ -156,6 +157,18 @@ class ToolStore(StepStore, Protocol):
         """Store how a send ended, unless a newer one began; a result also by the token that it carries. When it was the
         last open call of the turn, the next turn is queued (`publication` is the predictor's event), or the job ends
         with the turn.
+        """
+
+    async def give_up_call(
+        self,
+        job_id: JobId,
+        turn: int,
+        place: int,
+        reason: str,
+        next_turn: Publication = ARRIVED,
+    ) -> ReturnStatus:
+        """The tries of the call's delivery are used up: it was not run, or is in doubt where it was sent. `HELD` while
+        it runs under a live lease.
         """
 
     async def decide(

@@ -465,6 +465,16 @@ local function end_calls(key, job, is_dead)
   end
 end
 
+-- Take the tokens from place `begin` on out of a stream; the turns before stay.
+local function drop_turn(stream, begin)
+  if begin == 0 then return redis.call('XTRIM', stream, 'MAXLEN', 0) end
+  for _, entry in ipairs(redis.call('XREVRANGE', stream, '+', '-')) do
+    local kind, index = entry[2][2], value_in(entry[2], 'index')
+    if kind == 'turn' then return end
+    if kind == 'tokens' and tonumber(index) >= begin then redis.call('XDEL', stream, entry[1]) end
+  end
+end
+
 -- A job's deadline, 0 for none: it stands still while only people are awaited.
 local function deadline_of(job)
   if job.calling and cjson.decode(job.calling).paused_ms > 0 then return 0 end

@@ -33,6 +33,11 @@ local function read_call(key, turn, place)
   local text = redis.call('HGET', key, call_field(turn, place))
   return text and cjson.decode(text)
 end
+-- True for a call that may have run and does no harm when it runs again. What this version does not know is as strict as `once`.
+local function may_be_sent_again(call)
+  local is_harmless = call.effect == 'read' or call.effect == 'keyed' or call.effect == 'repeatable'
+  return is_harmless and (call.sends or 0) < (call.max_attempts or 3)
+end
 local KEPT = {turn = true, place = true, state = true, arguments = true, sends = true}
 local function call_json(call)
   local record = {}
@@ -73,6 +78,20 @@ local function ask(job, job_id, calling, call, state, now)
   local member = approval_member(job_id, calling, call.place)
   redis.call('ZADD', APPROVALS_DUE, call.expires_ms, member)
   redis.call('ZADD', approvals_of(job), call.expires_ms, member)
+end
+
+-- Ask anew for what was asked when a job ended that now goes on, and about calls that no one could be asked about.
+local function ask_again(key, job, job_id, calling, now)
+  for i, state in ipairs(calling.states) do
+    if WAITING[state] or (state == 'unknown' and calling.ask_ms > 0) then
+      local call = read_call(key, calling.turn, i - 1)
+      call.ended_ms = 0
+      if state == 'unknown' then call.output = '' end
+      ask(job, job_id, calling, call, state == 'unknown' and 'in_doubt' or state, now)
+      put_call(key, calling, call)
+    end
+  end
+  put_calling(key, calling)
 end
 
 -- Put the event of a call into its queues, or note that it is unpublished, due in `note_ms`.

@@ -28,7 +28,8 @@ for i = 0, m - 1 do batches[i + 1] = {unpack(ARGV, at + 4 * i, at + 4 * i + 3)} 
 
 local is_end = ARGV[9] ~= ''
 -- What is thrown away, or was changed, is in no stream from here on.
-if verdict == 'again' or (verdict == 'changed' and m > 0) then redis.call('XTRIM', KEYS[2], 'MAXLEN', 0) end
+local begin = tonumber(job.turn_begin or 0)
+if verdict == 'again' or (verdict == 'changed' and m > 0) then drop_turn(KEYS[2], begin) end
 if not is_end then
   -- First: Redis 7.0 can apply the first half of a script after a power cut. An event that comes before its step is in the record does nothing.
   local job_id, member = string.match(KEYS[1], '{(.*)}'), event_identity(job.source, job.event_id, job.tenant)
@@ -55,11 +56,11 @@ end
 if verdict == 'changed' then job.restart = '1' end
 if m > 0 then
   local restarted = job.restart == '1' and 1 or 0
-  redis.call('XADD', KEYS[2], '*', 'kind', 'attempt', 'attempt', job.attempt, 'index', 0, 'restarted', restarted, 'at_ms', now)
+  redis.call('XADD', KEYS[2], '*', 'kind', 'attempt', 'attempt', job.attempt, 'index', begin, 'restarted', restarted, 'at_ms', now)
   for _, each in ipairs(batches) do
-    redis.call('XADD', KEYS[2], '*', 'kind', 'tokens', 'attempt', job.attempt, 'index', each[1], 'ids', each[3], 'delta', each[4])
+    redis.call('XADD', KEYS[2], '*', 'kind', 'tokens', 'attempt', job.attempt, 'index', begin + each[1], 'ids', each[3], 'delta', each[4])
   end
-  job.token_count = batches[m][1] + batches[m][2]
+  job.token_count = begin + batches[m][1] + batches[m][2]
   if not is_end then redis.call('HSET', KEYS[1], 'token_count', job.token_count) end
   for _, each in ipairs({'token_count', job.token_count, 'first_token_ms', now}) do fields[#fields + 1] = each end
 end

@@ -1,10 +1,11 @@
 -- Give back an event that its subscriber did not accept: untried, at the head of its lane, under a new ticket, so that a consumer that waits for
 -- work hears of it at once. How often and since when that happens is kept until the event is settled.
 -- KEYS  1 tickets, 2 events, 3 held, 4 retry, 5 tries, 6 ready set of its lane, 7 fair-share hash of its lane
--- ARGV  1 group, 2 ticket
+-- ARGV  1 group, 2 ticket, 3 of a consumer beside others: its name as a holder of prefixes, which has no room
 -- gives 1, or 0 when the ticket stands for nothing any more
 local member = redis.call('HGET', KEYS[3], ARGV[2])
 if not member then return 0 end
+if ARGV[3] then redis.call('ZREM', (string.gsub(KEYS[5], 'tries$', 'room')), ARGV[3]) end
 redis.call('XACK', KEYS[1], ARGV[1], ARGV[2])
 redis.call('HDEL', KEYS[3], ARGV[2])
 redis.call('ZREM', KEYS[4], ARGV[2])

@@ -7,11 +7,12 @@
 -- gives 'queued' | 'changed' (it follows that job no more, or that job runs again, or another was promoted)
 local job = read_job(KEYS[1])
 if job.state ~= 'queued' or job.follows ~= ARGV[2] then return 'changed' end
-local led = redis.call('HMGET', KEYS[3], 'state', 'heir', 'token_count', 'attempt')
+local led = redis.call('HMGET', KEYS[3], 'state', 'heir', 'token_count', 'attempt', 'turns')
 if led[1] == 'queued' or led[1] == 'in_progress' or led[1] == 'completed' or led[1] == 'incomplete' or led[2] then return 'changed' end
 local now, list, use = now_ms(), job.tenant_key or job.tenant, cjson.decode(job.cache)
 local newest = redis.call('XREVRANGE', KEYS[4], '+', '-', 'COUNT', 1)[1]
-if newest and newest[2][2] ~= 'archived' and redis.call('COPY', KEYS[4], KEYS[2], 'REPLACE') == 1 then
+if newest and newest[2][2] ~= 'archived' and not led[5] and -- what its tools said is its own
+  redis.call('COPY', KEYS[4], KEYS[2], 'REPLACE') == 1 then
   redis.call('PERSIST', KEYS[2])
   redis.call('HSET', KEYS[1], 'token_count', led[3], 'attempt', led[4])
 end

@@ -18,6 +18,7 @@ if job.state ~= 'queued' and job.state ~= 'in_progress' then
   if not is_same then note_late(key, turn, place, number, state, told.output or '') end
   return 'terminal'
 end
+local now, job_id, answer = now_ms(), string.match(key, '{(.*)}'), nil
 local is_known = is_result and ARGV[5] ~= '' and call.token_hash == ARGV[5]
 local calling = job.calling and cjson.decode(job.calling)
 local is_open = calling and calling.turn == turn and (call.state == 'sent' or call.state == 'accepted')
@@ -31,13 +32,11 @@ if not is_open or not (is_known or is_held) or (call.state == 'accepted' and sta
   return 'late'
 end
 
-local now, job_id, answer = now_ms(), string.match(key, '{(.*)}'), nil
-local is_again = call.effect == 'read' or call.effect == 'keyed' or call.effect == 'repeatable'
 for name, value in pairs(told) do if value ~= '' and value ~= 0 then call[name] = value end end
 call.lease_until_ms, call.owner = 0, ''
 if state == 'in_doubt' then
-  if is_again and (call.sends or 0) < (call.max_attempts or 3) then state, answer = 'pending', 'again'
-  elseif is_again or calling.ask_ms == 0 then state = 'unknown' end
+  if may_be_sent_again(call) then state, answer = 'pending', 'again'
+  elseif call.effect ~= 'once' or calling.ask_ms == 0 then state = 'unknown' end
 elseif state == 'pending' then
   answer, call.sends = 'again', math.max(0, (call.sends or 0) - 1)
 elseif state == 'awaiting_input' then
@@ -51,8 +50,9 @@ elseif WAITING[state] then
 elseif FINAL[state] then
   call.ended_ms, call.token_hash = now, ''
   if state == 'unknown' and (call.output or '') == '' then call.output = TOLD.unknown end
+elseif state == 'pending' then
+  call.handle = ''
 end
-if state == 'pending' then call.handle = '' end
 call.state = state
 put_call(key, calling, call)
 tell(stream, call, now)

@@ -26,12 +26,12 @@ local sent = 0
 for _, each in ipairs(calling.states) do if each == 'sent' then sent = sent + 1 end end
 if state == 'pending' and sent >= calling.parallel then return {'held', 1000} end
 
-local answer, sends, is_again = 'sent', call.sends or 0, call.effect == 'read' or call.effect == 'keyed' or call.effect == 'repeatable'
+local answer, sends = 'sent', call.sends or 0
 if state == 'accepted' or (call.handle or '') ~= '' then
   answer = 'poll'
-elseif state == 'sent' and not (is_again and sends < (call.max_attempts or 3)) then
-  call.reason = is_again and string.format('every send was lost (%d of %d)', sends, call.max_attempts or 3) or 'its lease was lost after it was sent'
-  if not is_again and calling.ask_ms > 0 then
+elseif state == 'sent' and not may_be_sent_again(call) then
+  call.reason = call.effect == 'once' and 'its lease was lost after it was sent' or string.format('every send was lost (%d)', sends)
+  if call.effect == 'once' and calling.ask_ms > 0 then
     ask(job, string.match(key, '{(.*)}'), calling, call, 'in_doubt', now)
     put_call(key, calling, call)
     tell(stream, call, now)

@@ -11,6 +11,7 @@ from typing import Any, Final
 import orjson
 
 from eventing.errors import InvalidJob
+from eventing.job.tools.server import SEPARATOR
 
 Item = Mapping[str, Any]
 Message = dict[str, Any]
@@ -41,7 +42,14 @@ def _add(messages: list[Message], item: Item, where: str) -> None:
             messages.append({"role": "tool", "tool_call_id": call_id, "content": content})
         case "compaction":
             messages.append({"role": "assistant", "content": summary_of(item, where)})
-        case "reasoning" | "file_search_call":
+        case "mcp_call":
+            _add_server_call(messages, item, where)
+        case "mcp_approval_response":
+            raise InvalidJob(
+                f"{where}: an approval is answered with previous_response_id, of the response that asked for it",
+                where,
+            )
+        case "reasoning" | "file_search_call" | "mcp_list_tools" | "mcp_approval_request":
             pass  # neither earlier reasoning nor what was found for an earlier question is sent to the model
         case other:
             raise InvalidJob(f"{where}.type {other!r:.40} is not supported", f"{where}.type")
@@ -58,6 +66,20 @@ def _add_call(messages: list[Message], item: Item, where: str) -> None:
         messages[-1].setdefault("tool_calls", []).append(call)
     else:
         messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
+
+
+def _add_server_call(messages: list[Message], item: Item, where: str) -> None:
+    """A call that was run here, with its result."""
+    label = item_field(item, "server_label", where)
+    call = {
+        "name": f"{label}{SEPARATOR}{item_field(item, 'name', where)}",
+        "arguments": item_field(item, "arguments", where, may_be_empty=True),
+        "call_id": item_field(item, "id", where),
+    }
+    _add_call(messages, call, where)
+    said = item.get("output") if item.get("output") is not None else item.get("error")
+    content = said if isinstance(said, str) else orjson.dumps(said).decode()
+    messages.append({"role": "tool", "tool_call_id": call["call_id"], "content": content})
 
 
 def _role(item: Item, where: str) -> str:

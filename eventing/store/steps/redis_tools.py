@@ -169,6 +169,26 @@ class RedisToolStore(RedisStepStore):
         (answer,) = await self._promise([("return_call", job_keys(job_id), args)])
         return ReturnStatus(answer.decode())
 
+    async def give_up_call(
+        self,
+        job_id: JobId,
+        turn: int,
+        place: int,
+        reason: str,
+        next_turn: Publication = ARRIVED,
+    ) -> ReturnStatus:
+        args: list[Argument] = [
+            turn,
+            place,
+            f"The call was not run: {reason}.",
+            reason,
+            self._recheck_ms,
+            self._settings.retention_s,
+            *_publication_args(next_turn),
+        ]
+        (answer,) = await self._promise([("give_up_call", job_keys(job_id), args)])
+        return ReturnStatus(answer.decode())
+
     async def decide(
         self,
         job_id: JobId,

@@ -33,6 +33,8 @@ class Rig:
             RedisStore(redis), DirectPublisher(redis, [trigger("http://127.0.0.1:9/")])
         )
 
+    lane = Lane.DEFAULT
+
     async def submit(self, text: str, **changed: Any) -> JobId:
         job_id = new_job_id()
         body: dict[str, Any] = {"model": "tiny"}

@@ -349,7 +349,6 @@ async def test_time_in_which_no_process_could_look_does_not_count(rig: Rig) -> N
     assert await rig.is_tripped()
 
 
-@pytest.mark.timeout(60)
 async def test_four_processes_over_a_store_that_stood_still_move_each_job_once(
     redis_server: Callable[..., RedisServer],
 ) -> None:

@@ -21,7 +21,6 @@ async def embedder() -> AsyncIterator[PackagedEmbedder]:
     await made.aclose()
 
 
-@pytest.mark.timeout(60)
 async def test_both_together_find_at_least_what_each_finds_alone(
     index: Index, embedder: PackagedEmbedder
 ) -> None:

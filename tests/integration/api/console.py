@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 
 from tests.integration.api.api_with_jobs import ApiWithJobs
+from tests.time_limits import HANG_S
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 playwright = pytest.importorskip("playwright.async_api", reason="playwright is not installed")
 in_chromium = [
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium"),
-    pytest.mark.timeout(30),
 ]
 expect = playwright.expect
+expect.set_options(timeout=1000 * HANG_S)
 Page = Any
 Browser = Any
 
@@ -36,6 +37,7 @@ async def console(api: ApiWithJobs, browser: Browser, where: str = "") -> AsyncI
     context = await browser.new_context(
         color_scheme="dark", viewport={"width": 1360, "height": 960}
     )
+    context.set_default_timeout(1000 * HANG_S)
     made = await context.new_page()
     wrong: list[str] = []
     made.on("pageerror", lambda error: wrong.append(str(error)))

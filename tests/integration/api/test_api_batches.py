@@ -201,7 +201,6 @@ async def test_an_invalid_line_fails_alone_with_its_number(
     }
 
 
-@pytest.mark.timeout(30)
 async def test_a_batch_that_lost_its_runner_is_finished_by_another(
     rig: Rig, client: AsyncOpenAI, engine: FakeEngine
 ) -> None:
@@ -360,7 +359,6 @@ async def test_a_batch_that_can_never_run_names_its_parameter(
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
 
 
-@pytest.mark.timeout(30)
 async def test_five_hundred_lines_become_a_few_parts_and_an_invalid_one_fails_alone(
     rig: Rig, client: AsyncOpenAI, runner: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,6 @@ from tests.integration.api.conftest import chat_line
 from tests.integration.api.fakes import FakePredictor
 from tests.redis_server import free_port
 
-pytestmark = pytest.mark.timeout(120)
 READERS: Final = 3_000
 LIMIT: Final = 2_000
 """The default of `TORPOR_LIMIT_OPEN_STREAMS`."""

@@ -24,8 +24,6 @@ from tests import time_limits
 from tests.integration.api.fakes import FakePredictor, chat_result, sse_events
 from tests.redis_server import die_with_parent, free_port
 
-pytestmark = pytest.mark.timeout(60)
-
 BODY: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 CHAT = "/v1/chat/completions"
 TRIGGER = """

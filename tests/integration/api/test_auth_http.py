@@ -188,7 +188,6 @@ def test_a_key_file_that_is_none_stops_the_start(tmp_path: Path, content: str) -
         FileKeys(file)
 
 
-@pytest.mark.timeout(60)  # imports, on a machine that does other things
 def test_the_process_refuses_to_start_open_to_others() -> None:
     environment = os.environ | {
         "TORPOR_HOST": "0.0.0.0",

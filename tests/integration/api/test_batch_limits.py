@@ -102,7 +102,6 @@ async def a_minute_passes(api: ApiWithJobs) -> None:
             await api.store.redis.delete(key)
 
 
-@pytest.mark.timeout(40)
 async def test_a_batch_of_twenty_ends_where_four_may_be_in_flight(
     redis_url: str, store: RedisStore, tmp_path: Path
 ) -> None:
@@ -118,7 +117,6 @@ async def test_a_batch_of_twenty_ends_where_four_may_be_in_flight(
     assert len({event.subject for event in api.broker.events}) == 20
 
 
-@pytest.mark.timeout(40)
 async def test_a_batch_takes_half_of_a_minutes_tokens_and_goes_on_in_the_next(
     redis_url: str, store: RedisStore, tmp_path: Path
 ) -> None:
@@ -149,7 +147,6 @@ async def test_a_batch_takes_half_of_a_minutes_tokens_and_goes_on_in_the_next(
     assert (await api.parts.batches.batches.get(batch_id)).failed == 0
 
 
-@pytest.mark.timeout(40)
 async def test_lines_are_not_read_ahead_while_a_limit_is_waited_for(
     redis_url: str, store: RedisStore, tmp_path: Path
 ) -> None:
@@ -167,7 +164,6 @@ async def test_lines_are_not_read_ahead_while_a_limit_is_waited_for(
     assert len(record.running) <= 4
 
 
-@pytest.mark.timeout(40)
 async def test_a_line_that_is_more_than_half_the_limit_gets_its_turn(
     redis_url: str, store: RedisStore, tmp_path: Path
 ) -> None:

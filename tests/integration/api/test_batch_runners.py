@@ -132,7 +132,6 @@ async def polls(redis: Redis) -> int:
     return int(stats.get("cmdstat_hget", {"calls": 0})["calls"])
 
 
-@pytest.mark.timeout(30)
 async def test_a_validation_that_takes_longer_than_a_claim_is_not_overtaken(
     rig: Rig, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,7 +161,6 @@ async def test_a_validation_that_takes_longer_than_a_claim_is_not_overtaken(
     assert (batch["status"], len(epochs)) == ("completed", 1)
 
 
-@pytest.mark.timeout(30)
 async def test_a_cancelled_batch_whose_runner_died_is_ended_with_all_that_it_had_submitted(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,7 +214,6 @@ async def test_a_cancelled_batch_says_of_each_line_what_became_of_it(rig: Rig) -
     assert codes == {"c2": None} | dict.fromkeys(("c3", "c4", "c5"), "batch_cancelled")
 
 
-@pytest.mark.timeout(30)
 async def test_a_runner_that_was_overtaken_at_the_very_end_changes_no_file(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,7 +273,6 @@ async def test_a_runner_that_stops_at_once_goes_on_behind_the_record(rig: Rig) -
     assert batch["request_counts"]["failed"] == 5
 
 
-@pytest.mark.timeout(60)
 async def test_an_expiry_whose_runners_die_reports_each_line_once(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,7 +301,6 @@ async def test_an_expiry_whose_runners_die_reports_each_line_once(
     assert batch["request_counts"] == {"total": 80, "completed": 0, "failed": 80}
 
 
-@pytest.mark.timeout(60)
 async def test_a_batch_whose_runners_die_all_the_time_answers_each_line_once(
     rig: Rig, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -337,7 +332,6 @@ async def test_a_batch_whose_runners_die_all_the_time_answers_each_line_once(
     assert len({job.id for job in engine.played}) == 60
 
 
-@pytest.mark.timeout(60)
 async def test_a_batch_whose_store_forgets_its_last_saves_answers_each_line_once(
     rig: Rig, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -541,7 +535,6 @@ def test_a_record_of_a_newer_version_is_read() -> None:
     assert parse_batch(orjson.dumps(record)).running[0].custom_id == "a"
 
 
-@pytest.mark.timeout(30)
 async def test_a_file_of_which_no_line_can_run_is_a_failed_batch(
     rig: Rig, engine: FakeEngine
 ) -> None:

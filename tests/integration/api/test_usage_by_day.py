@@ -13,6 +13,8 @@ from redis.asyncio import Redis
 
 from api.settings import ApiSettings, ModelCard, TenantLimits
 from eventing.api_key import RedisKeys, mint
+from eventing.job.job import JobId, JobRequest
+from eventing.job.store import NewJob
 from eventing.redis import keys
 from eventing.store.redis_store import RedisStore
 from eventing.telemetry.metric.ledger import Ledger, LostTokens
@@ -366,3 +368,25 @@ async def test_a_day_expires(priced: Rig, redis: Redis) -> None:
     await priced.until_told()
     day = await UsageRecords(redis).today()
     assert 99 * DAY_S < await redis.ttl(keys.usage_of("acme", day)) <= 100 * DAY_S
+
+
+async def test_moderations_are_no_completions(priced: Rig, store: RedisStore, redis: Redis) -> None:
+    _, headers = await key_of(redis, "acme")
+    body = {"model": "judge", "input": "hello"}
+    asked = NewJob(
+        id=JobId("job_000000000000000000000001"),
+        request=JobRequest(url="/v1/moderations", body=body),
+        source="/x",
+        event_id="1",
+        tenant="acme",
+    )
+    await store.submit(asked)
+    judge = await FakePredictor(store, asked.id).start()
+    await judge.finish({"id": "modr-1", "model": "judge", "results": []})
+
+    (of_moderations,) = await results(priced, headers, "/v1/organization/usage/moderations")
+    of_completions = await results(priced, headers)
+
+    assert of_moderations["object"] == "organization.usage.moderations.result"
+    assert of_moderations["num_model_requests"] == 1
+    assert of_completions == []

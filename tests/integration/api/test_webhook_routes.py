@@ -254,7 +254,6 @@ async def test_a_wrong_endpoint_names_its_field(
     assert (answer.status_code, answer.json()["field"]) == (422, field)
 
 
-@pytest.mark.timeout(60)  # two processes start, on a machine that does other things
 async def test_a_delivery_survives_a_kill_of_its_sender(
     redis_url: str, store: RedisStore, redis: Redis, receiver: Receiver
 ) -> None:

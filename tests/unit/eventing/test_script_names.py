@@ -5,6 +5,7 @@ from importlib.resources import files
 
 import pytest
 
+from eventing.job.plan import TOOLS_STEP
 from eventing.redis import keys
 from eventing.store.archive import LARGE_BYTES
 
@@ -29,12 +30,17 @@ def constants() -> dict[str, str]:
         "UNPUBLISHED",
         "UNARCHIVED",
         "LEAVING",
+        "APPROVALS_DUE",
         "GROUP",
         "REVISIONS",
     ],
 )
 def test_a_key_has_one_name(name: str) -> None:
     assert constants()[name] == f"'{getattr(keys, name)}'"
+
+
+def test_the_step_in_which_a_job_waits_for_calls_has_one_name() -> None:
+    assert constants()["TOOLS"] == f"'{TOOLS_STEP}'"
 
 
 def test_what_is_large_is_so_to_both() -> None:

@@ -14,7 +14,6 @@ from starlette.routing import Route
 from torpor.local.predictors.activator import Activator
 from torpor.local.predictors.replica import LocalReplica, ReplicaState
 
-pytestmark = pytest.mark.timeout(60)
 READY = ReplicaState.READY
 
 

@@ -132,3 +132,10 @@ def test_pipelines_are_of_models_that_are_served(
         return
     with pytest.raises(ValidationError, match=f"--pipelines-file: pipelines: {entry} is none of"):
         StackSettings(model=models, pipelines_file=file)
+
+
+def test_a_bound_below_what_the_models_keep_is_refused() -> None:
+    two = ("a=seeded", "b=seeded")
+    with pytest.raises(ValueError, match="--most-running 1: the models keep 2 predictors at least"):
+        StackSettings(model=two, min_replicas=1, most_running=1)
+    assert StackSettings(model=two, most_running=1).most_running == 1

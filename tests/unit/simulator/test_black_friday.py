@@ -7,7 +7,6 @@ import pytest
 from torpor.simulator.black_friday import LoadPhase, run
 
 PAGE = Path(__file__).parents[3] / "docs" / "black-friday.md"
-pytestmark = pytest.mark.timeout(30)
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,11 @@ concurrency. Nothing here is durable: the pump keeps the event until an answer c
 """
 
 import asyncio
+import math
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from datetime import datetime
 from typing import Final
 
 import aiohttp
@@ -56,8 +59,20 @@ class Activator:
         self._room = asyncio.Condition()
         self._session: aiohttp.ClientSession | None = None
         self._is_closing = False
-        self.waiting = 0
+        self._held: dict[object, tuple[float, float]] = {}
         self.in_flight = 0
+        self.busy_at = -math.inf
+
+    @property
+    def waiting(self) -> int:
+        """Held requests."""
+        return len(self._held)
+
+    def left_s(self, allowed_s: float) -> float:
+        """How long until a held request has waited for `allowed_s` or its event expires; infinite without one."""
+        now = asyncio.get_running_loop().time()
+        limits = (min(since + allowed_s, void_at) for since, void_at in self._held.values())
+        return min(limits, default=math.inf) - now
 
     @property
     def concurrency(self) -> int:
@@ -117,19 +132,21 @@ class Activator:
 
     async def _woken(self, request: Request) -> LocalReplica:
         """As `_reserve`; the wait for a starting replica is a span in the job's trace."""
+        void_at = _void_at(request.headers.get("ce-expirytime", ""))
         if any(replica.state is ReplicaState.READY for replica in self._replicas.values()):
-            return await self._reserve()
+            return await self._reserve(void_at)
         with trace.span("wake", parent=request.headers.get("traceparent", "")) as span:
-            replica = await self._reserve()
+            replica = await self._reserve(void_at)
             span.set(replica=replica.id)
             return replica
 
-    async def _reserve(self) -> LocalReplica:
+    async def _reserve(self, void_at: float) -> LocalReplica:
         """A replica with a free slot, which is taken. Waits for one; wakes the autoscaler when there is none."""
         async with self._room:
             if self.waiting >= QUEUE_LIMIT:
                 raise Overloaded("the activator holds all it may")
-            self.waiting += 1
+            place = object()
+            self._held[place] = asyncio.get_running_loop().time(), void_at
             try:
                 while (
                     replica := least_busy(self._replicas.values(), concurrency=self._concurrency)
@@ -139,7 +156,7 @@ class Activator:
                     self._on_waiting()
                     await self._room.wait()
             finally:
-                self.waiting -= 1
+                del self._held[place]
             replica.in_flight += 1
             self.in_flight += 1
             return replica
@@ -147,6 +164,7 @@ class Activator:
     async def _release(self, replica: LocalReplica) -> None:
         replica.in_flight -= 1
         self.in_flight -= 1
+        self.busy_at = asyncio.get_running_loop().time()
         await self.changed()
 
     async def _forward(
@@ -198,6 +216,17 @@ class Activator:
             connector = aiohttp.TCPConnector(limit=0, force_close=False)
             self._session = aiohttp.ClientSession(timeout=self._timeout, connector=connector)
         return self._session
+
+
+def _void_at(expirytime: str) -> float:
+    """When an event expires, on the loop's clock; never for none, or a time that is none."""
+    try:
+        moment = datetime.fromisoformat(expirytime)
+    except ValueError:
+        return math.inf
+    if moment.tzinfo is None:
+        return math.inf
+    return asyncio.get_running_loop().time() + moment.timestamp() - time.time()
 
 
 async def _left(request: Request) -> None:

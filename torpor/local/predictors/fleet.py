@@ -5,7 +5,7 @@ Called by the autoscaler loop (`scale_to`) and the stack (`stop`). Must not know
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ _PROBE_EVERY_S: Final = 0.05
 _PROBE_TIMEOUT: Final = aiohttp.ClientTimeout(total=1)
 _KILL_AFTER_GRACE_S: Final = 5.0
 _CRASH_PAUSE_S: Final = 1.0
-"""Least time before a predictor that died during its start is started again."""
+"""Least time, by the autoscaler's clock, before a predictor that died during its start is started again."""
 _SAME_FAILURES: Final = 3
 _HOPELESS_PAUSE_S: Final = 60.0
 """The same after several failures in a row for the same reason."""
@@ -56,6 +56,7 @@ class Fleet:
         on_change: Callable[[], Awaitable[None]],
         on_failure: Callable[[str], Awaitable[None]],
         group: asyncio.TaskGroup,
+        time_scale: float = 1.0,
     ) -> None:
         self._spec = spec
         self._launcher = launcher
@@ -63,6 +64,7 @@ class Fleet:
         self._on_change = on_change
         self._on_failure = on_failure
         self._group = group
+        self._time_scale = time_scale
         self._numbers = itertools.count(1)
         self._lives: dict[str, asyncio.Task[None]] = {}
         self._drains: dict[str, asyncio.Event] = {}
@@ -80,6 +82,16 @@ class Fleet:
     def alive(self) -> int:
         """Starting and ready predictors: the present scale."""
         return sum(r.is_wanted for r in self._replicas.values())
+
+    @property
+    def replicas(self) -> Collection[LocalReplica]:
+        """All that have not ended."""
+        return self._replicas.values()
+
+    @property
+    def processes(self) -> int:
+        """Those that hold memory, draining ones too."""
+        return len(self._replicas)
 
     def scale_to(self, wanted: int) -> None:
         """Start or drain until `wanted` predictors run; call it again after every change."""
@@ -166,7 +178,7 @@ class Fleet:
         self._failures = [] if has_started else [*self._failures, reason][-_SAME_FAILURES:]
         is_hopeless = self._failures == [reason] * _SAME_FAILURES
         pause_s = _HOPELESS_PAUSE_S if is_hopeless else _CRASH_PAUSE_S
-        self._may_start_at = asyncio.get_running_loop().time() + pause_s
+        self._may_start_at = asyncio.get_running_loop().time() + pause_s / self._time_scale
         see = f"(see {self._log_of(replica)})"
         self.last_failure = (
             f"will not start: {reason} {see}" if is_hopeless else f"{replica.id}: {reason} {see}"

@@ -15,9 +15,10 @@ from knative.autoscaling.kpa.autoscaler_config import read_autoscaler_config
 from torpor.local import manifest
 from torpor.local.model import Model
 from torpor.local.predictors.activator import Activator
-from torpor.local.predictors.autoscaler import KedaLoop, KpaLoop, PolicyClock
+from torpor.local.predictors.autoscaler import KedaLoop, KpaLoop, PolicyClock, Scale
 from torpor.local.predictors.fleet import Fleet, PredictorSpec
 from torpor.local.predictors.launcher import Launcher
+from torpor.local.predictors.places import Places
 from torpor.local.predictors.replica import LocalReplica
 from torpor.local.settings import AutoscalerKind, StackSettings
 
@@ -39,6 +40,7 @@ class ModelService:
         on_failure: Callable[[str], Awaitable[None]],
         group: asyncio.TaskGroup,
         kind: str = "predictor",
+        places: Places | None = None,
     ) -> None:
         self.name = model.name
         self.queue = manifest.requests_queue(model.name)
@@ -66,8 +68,10 @@ class ModelService:
             on_change=self.activator.changed,
             on_failure=on_failure,
             group=group,
+            time_scale=settings.time_scale,
         )
-        self._autoscaler = self._make_autoscaler()
+        shared = places.shared(model.name, self.fleet, self.activator) if places else None
+        self._autoscaler = self._make_autoscaler(shared or self.fleet)
 
     def start(self) -> None:
         """Scale from now on."""
@@ -80,7 +84,7 @@ class ModelService:
         await self.activator.turn_away()
         await self.fleet.stop()
 
-    def _make_autoscaler(self) -> KpaLoop | KedaLoop:
+    def _make_autoscaler(self, scale: Scale) -> KpaLoop | KedaLoop:
         s = self._settings
         clock = PolicyClock(s.time_scale)
         match s.autoscaler:
@@ -90,12 +94,10 @@ class ModelService:
                 return KpaLoop(
                     scaling.spec,
                     scaling.policy,
-                    scale=self.fleet,
+                    scale=scale,
                     concurrency=lambda: self.activator.concurrency,
                     clock=clock,
                 )
             case AutoscalerKind.KEDA:
                 spec = read_scaled_object(manifest.scaled_object(s, self.name))
-                return KedaLoop(
-                    spec, scale=self.fleet, view=self._view, queue=self.queue, clock=clock
-                )
+                return KedaLoop(spec, scale=scale, view=self._view, queue=self.queue, clock=clock)
