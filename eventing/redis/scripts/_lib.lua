@@ -211,16 +211,8 @@ local function link_hosts_field(key)
   return ''
 end
 
--- The items of an answer as id, JSON in turn: as `api.view.response.output_items` makes them, without log probabilities.
-local function answer_items(key, job_id, result)
-  local tail, items, hosts = string.sub(job_id, 5), {}, link_hosts_field(key)
-  local choice = table_of(table_of(table_of(cjson.decode(result)).choices)[1])
-  local message = table_of(choice.message)
-  local cut = choice.finish_reason == 'length' or choice.finish_reason == 'content_filter'
-  local function add(id, kind, rest)
-    items[#items + 1] = id
-    items[#items + 1] = '{"id":"' .. id .. '","type":"' .. kind .. '",' .. hosts .. rest .. '}'
-  end
+-- The items of a message of the model: its thought, its text, and calls of the caller's functions, in order.
+local function add_message(add, tail, message, cut)
   local thought = text_of(message.reasoning)
   if thought == '' then thought = text_of(message.reasoning_content) end
   if thought ~= '' then
@@ -231,13 +223,80 @@ local function answer_items(key, job_id, result)
     add('msg_' .. tail, 'message', '"role":"assistant","status":"' .. (cut and 'incomplete' or 'completed')
       .. '","content":[{"type":"output_text","text":' .. cjson.encode(message.content) .. ',"annotations":[],"logprobs":[]}]')
   end
+end
+local function add_function_call(add, tail, place, name, call_id, arguments)
+  local id = 'fc_' .. tail .. '_' .. place
+  if name ~= '' then -- a call of nothing could be given to no engine again
+    add(id, 'function_call', '"call_id":' .. cjson.encode(call_id ~= '' and call_id or id) .. ',"name":' .. cjson.encode(name)
+      .. ',"arguments":' .. cjson.encode(arguments) .. ',"status":"completed"')
+  end
+end
+
+-- The item of a call that was run here, as `api.view.items.tools` makes it, of a job that has ended.
+local function add_server_call(add, tail, call)
+  local named = '"server_label":' .. cjson.encode(call.server) .. ',"name":' .. cjson.encode(text_of(call.tool) ~= '' and call.tool or call.name)
+    .. ',"arguments":' .. cjson.encode(text_of(call.arguments))
+  if call.state == 'awaiting_approval' then
+    add(call.approval_id, 'mcp_approval_request', named)
+    return
+  end
+  local output, failed, status = text_of(call.output), 'null', 'incomplete'
+  if call.state == 'returned' and call.is_error ~= 1 then
+    status = 'completed'
+  elseif call.state == 'returned' then
+    status = 'failed'
+    failed = '{"type":"mcp_tool_execution_error","content":[{"type":"text","text":' .. cjson.encode(output) .. '}]}'
+  else
+    if call.state == 'denied' then status = 'failed' end
+    if output == '' then output = text_of(call.reason) end
+    if output == '' then output = 'the call was not carried out' end
+    failed = '{"type":"mcp_protocol_error","code":-32000,"message":' .. cjson.encode(output) .. '}'
+  end
+  local asked, own = text_of(call.approval_id), 'mcpr_' .. tail .. '_'
+  if string.sub(asked, 1, #own) == own then asked = '' end -- an item of this very job
+  add(string.format('mcp_%s_%d_%d', tail, call.turn, call.place), 'mcp_call', named .. ',"status":"' .. status .. '","output":'
+    .. (status == 'completed' and cjson.encode(output) or 'null') .. ',"error":' .. failed
+    .. ',"approval_request_id":' .. (asked ~= '' and cjson.encode(asked) or 'null'))
+end
+
+-- The items of the turns before a job's answer; gives whether the answer is the last of them.
+local function add_turns(add, key, tail, turns)
+  local ends = false
+  for number = 1, tonumber(turns) do
+    local turn = cjson.decode(redis.call('HGET', key, 'turn:' .. number) or '{}')
+    local own = number == 1 and tail or tail .. '_' .. number
+    if turn.carried ~= 1 then add_message(add, own, cjson.decode(turn.message or '{}'), false) end
+    local after = {}
+    for place = 0, (turn.calls or 0) - 1 do
+      local call = cjson.decode(redis.call('HGET', key, string.format('call:%d.%d', number, place)) or '{}')
+      if text_of(call.server) == '' then
+        if turn.carried ~= 1 then add_function_call(add, own, place, text_of(call.name), text_of(call.call_id), text_of(call.arguments)) end
+      elseif turn.carried ~= 1 or call.carried ~= 1 then
+        after[#after + 1] = call
+      end
+    end
+    for _, call in ipairs(after) do add_server_call(add, tail, call) end
+    ends = turn.ends == 1
+  end
+  return ends
+end
+
+-- The items of an answer as id, JSON in turn: as `api.view.response.output_items` makes them, without log probabilities and lists of servers.
+local function answer_items(key, job_id, result, turns)
+  local tail, items, hosts = string.sub(job_id, 5), {}, link_hosts_field(key)
+  local function add(id, kind, rest)
+    items[#items + 1] = id
+    items[#items + 1] = '{"id":"' .. id .. '","type":"' .. kind .. '",' .. hosts .. rest .. '}'
+  end
+  if turns and add_turns(add, key, tail, turns) then return items end
+  local choice = table_of(table_of(table_of(cjson.decode(result)).choices)[1])
+  local message = table_of(choice.message)
+  local own = turns and string.format('%s_%d', tail, turns + 1) or tail
+  add_message(add, own, message, choice.finish_reason == 'length' or choice.finish_reason == 'content_filter')
   for n, each in ipairs(table_of(message.tool_calls)) do
     local call = table_of(each)
-    local id, named, call_id = 'fc_' .. tail .. '_' .. (n - 1), table_of(call['function']), text_of(call.id)
-    if text_of(named.name) ~= '' then -- a call of nothing could be given to no engine again
-      add(id, 'function_call', '"call_id":' .. cjson.encode(call_id ~= '' and call_id or id) .. ',"name":' .. cjson.encode(named.name)
-        .. ',"arguments":' .. cjson.encode(text_of(named.arguments)) .. ',"status":"completed"')
-    end
+    local named = table_of(call['function'])
+    add_function_call(add, own, n - 1, text_of(named.name), text_of(call.id), text_of(named.arguments))
   end
   return items
 end
@@ -258,13 +317,13 @@ end
 
 -- Let the conversation of a job go, and put what an answered job was asked and answered at its end. Called before the job's state
 -- changes: when a power cut keeps only the first half of a script (Redis 7.0 can do that), the job ends again and adds what is missing.
-local function end_turn(key, job_id, conversation_id, state, result)
+local function end_turn(key, job_id, conversation_id, state, result, turns)
   local conversation = 'torpor:{' .. conversation_id .. '}'
   if redis.call('HGET', conversation, 'job') ~= job_id then return end -- deleted meanwhile
   if state == 'completed' or state == 'incomplete' then
     local items = cjson.decode(redis.call('HGET', key, 'turn') or '[]')
     if result then
-      for _, each in ipairs(answer_items(key, job_id, result)) do items[#items + 1] = each end
+      for _, each in ipairs(answer_items(key, job_id, result, turns)) do items[#items + 1] = each end
     end
     append_items(conversation, items)
     redis.call('HDEL', key, 'turn')
@@ -496,7 +555,7 @@ local function end_job(key, job, state, now, retention_s, dead, outcome, fields)
     'key', job.key_id or '', 'url', job.url or '')
   redis.call('XADD', 'torpor:results:' .. list, 'MAXLEN', '~', FEED_KEPT, '*', 'job', job_id, 'attempt', job.attempt)
   local size, result = 16 * (tonumber(job.token_count) or 0), value_in(fields, 'result')
-  if job.conversation then end_turn(key, job_id, job.conversation, state, result) end
+  if job.conversation then end_turn(key, job_id, job.conversation, state, result, job.turns) end
   -- Before the state: what is shown of an ended job is all that its stream has.
   local is_withheld = value_in(fields, 'incomplete') ~= nil
   local is_over = state == 'cancelled' or (state == 'failed' and dead ~= '1')

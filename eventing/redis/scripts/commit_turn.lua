@@ -43,6 +43,7 @@ if turn.ends ~= 1 then
   job.spent = fields[#fields]
 end
 redis.call('HSET', key, unpack(fields))
+job.turns = turn.number -- the job may end here
 if turn.ends ~= 1 then
   redis.call('HDEL', key, 'candidate', 'candidate_state', 'withheld', 'usage')
   job.candidate_state, job.usage = false, false

@@ -69,6 +69,9 @@ def item_text(item: Item) -> str:
             return f"{item.get('name', '')}({item.get('arguments', '')})"
         case "function_call_output":
             return _content_text(item.get("output"))
+        case "mcp_call":
+            called = f"{item.get('server_label', '')}.{item.get('name', '')}"
+            return f"{called}({item.get('arguments', '')}): {item.get('output') or 'failed'}"
         case _:
             return ""
 
