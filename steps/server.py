@@ -71,7 +71,7 @@ class StepServer:
         self._redis = connect(
             settings.redis_url.get_secret_value(), timeout_s=settings.store_timeout_s
         )
-        self._store = RedisToolStore(self._redis, settings.lease, send_acks=settings.tool_send_acks)
+        self._store = RedisToolStore(self._redis, settings.lease, send_acks=settings.send_acks)
         self.route = make_route(settings, self._redis, max_unpublished=_MAX_UNPUBLISHED)
         clock = SystemClock()
         self._embedder, self._index = open_embedder(settings), open_index(settings, self._redis)

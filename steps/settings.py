@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, FilePath, SecretStr, field_validator
 
 from eventing.job.tools.sealed import SealingKeys
 from eventing.process.setting import FilesUrl, LogLevel, OptionalHttpUrl, RedisUrl, Token, redis_url
+from eventing.process.store_url import parse_store_url
 from eventing.settings import BrokerClientSettings
 from steps.embedding.settings import EmbeddingSettings
 
@@ -68,10 +69,17 @@ class StepsSettings(BrokerClientSettings, EmbeddingSettings):
     tool_seal_key_file: FilePath | None = None
     """Key by which credentials that a request brings for its tool servers are sealed; the api's file."""
     tool_send_acks: int = Field(0, ge=0, le=8)
-    """Replicas of the store that must have the mark of a call before it is sent; those of `store_acks` are the least.
+    """Replicas of the store that must have the mark of a call before it is sent; those of `store_acks` are the least,
+    and one behind sentinels.
     """
     log_level: LogLevel = "INFO"
     """DEBUG, INFO, WARNING or ERROR."""
+
+    @property
+    def send_acks(self) -> int:
+        """Replicas that must have the mark of a call: where there are some, a failover must not forget it."""
+        has_replicas = bool(parse_store_url(self.redis_url.get_secret_value()).sentinels)
+        return max(self.tool_send_acks, int(has_replicas))
 
     @property
     def sealing_keys(self) -> SealingKeys | None:

@@ -135,7 +135,7 @@ class DeadLetterHandler:
             return True
         if event.type == CALLED:
             called = await self._store.get(JobId(event.subject), with_result=False)
-            return called is not None and _is_early(called)
+            return called is not None and not called.state.is_terminal and _is_early(called)
         if event.type != PLANNED:
             return False
         job = await self._store.get(job_id_of(event), with_result=False)

@@ -6,6 +6,7 @@ import orjson
 import pytest
 from redis.asyncio import Redis
 
+from eventing.errors import StoreUnavailable
 from eventing.job.job import JobState
 from eventing.job.plan import StepStatus
 from eventing.job.step import AdvanceStatus, StepEnd, Verdict
@@ -13,7 +14,9 @@ from eventing.job.store import AcquireStatus, Ending, LeaseStatus, Publication, 
 from eventing.job.tools.call import CallState, EffectClass, ToolPhase, approval_item_id
 from eventing.job.tools.store import CallEnd, ReturnStatus, SendStatus
 from eventing.redis import keys
-from tests.contract.rig import FAULT, append, job_id, new_job
+from eventing.redis.connection import connect
+from eventing.store.steps.redis_tools import RedisToolStore
+from tests.contract.rig import FAULT, SETTINGS, append, job_id, new_job
 from tests.contract.tool_rig import (
     ASK_MS,
     DONE,
@@ -381,3 +384,18 @@ class TestSend:
 
         told = [(e["status"], e["turn"], e["place"], e["send"]) for e in await rig.entries("call")]
         assert told == [("sent", "1", "0", "1"), ("returned", "1", "0", "1")]
+
+    async def test_a_mark_that_no_replica_confirms_is_taken_back(
+        self, rig: ToolRig, redis_url: str
+    ) -> None:
+        await rig.turn(call())
+        own = connect(redis_url, timeout_s=0.5)
+        store = RedisToolStore(own, SETTINGS, send_acks=1)
+        try:
+            with pytest.raises(StoreUnavailable):
+                await store.send_call(job_id(), 1, 0, owner="caller-1", lease_ms=LEASE_MS)
+        finally:
+            await store.close()
+
+        (last,) = await rig.calls()
+        assert (last.state, last.sends) == (CallState.PENDING, 0)

@@ -3,7 +3,7 @@
 -- USES _lib _tools
 -- KEYS  1 job hash, 2 token stream
 -- ARGV  1 turn, 2 place, 3 owner, 4 lease_ms, 5 hash of the token of a later result, '' for none, 6 retention_s of a failed job,
---       7 retention_s of another, 8 recheck_ms
+--       7 retention_s of another, 8 recheck_ms, 9 a random mark by which the sender knows this send
 -- gives {'sent' | 'poll', lease number} | {'in_doubt', lease number (0: a person was asked)} | {'held', lease_left_ms}
 --       | {'waiting' | 'done' | 'terminal' | 'expired' | 'missing', 0}
 local key, stream, job = KEYS[1], KEYS[2], read_job(KEYS[1])
@@ -40,6 +40,7 @@ elseif state == 'sent' and not may_be_sent_again(call) then
   end
   answer = 'in_doubt'
 end
+call.mark = ARGV[9]
 call.owner, call.lease_number, call.lease_until_ms = ARGV[3], (call.lease_number or 0) + 1, now + lease_ms
 if answer == 'sent' then
   call.state, call.sends, call.sent_ms, call.reason = 'sent', sends + 1, now, ''

@@ -4,16 +4,20 @@ Called by the steps process, by the api for decisions and late results, and by t
 `eventing.job.tools.store`. The scripts decide; what is here turns their answers into values (docs/adr/0380).
 """
 
+import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Final
 
 import orjson
 from redis.asyncio import Redis
 
+from eventing.errors import StoreUnavailable
 from eventing.job.job import Job, JobId
 from eventing.job.step import AdvanceStatus, StepRun
 from eventing.job.store import ARRIVED, LeaseSettings, Publication
 from eventing.job.tools.call import (
+    CallState,
     ToolCall,
     Turn,
     call_field,
@@ -113,13 +117,18 @@ class RedisToolStore(RedisStepStore):
         lease_ms: int,
         token_hash: str = "",
     ) -> Sent:
-        s = self._settings
+        s, mark = self._settings, secrets.token_hex(8)
         args: list[Argument] = [turn, place, owner, lease_ms, token_hash]
-        args += [s.dead_letter_retention_s, s.retention_s, self._recheck_ms]
+        args += [s.dead_letter_retention_s, s.retention_s, self._recheck_ms, mark]
         call = ("send_call", job_keys(job_id), args)
         read = [("HGETALL", keys.job(job_id))]
-        async with failures_named():
-            (status, number), flat = await run_all(self._marks, [call], read)
+        try:
+            async with failures_named():
+                (status, number), flat = await run_all(self._marks, [call], read)
+        except StoreUnavailable:
+            with suppress(StoreUnavailable):
+                await self._take_back(job_id, turn, place, mark)
+            raise
         job = job_record.parse(job_id, dict(zip(flat[::2], flat[1::2], strict=True)))
         is_held = status == b"held"
         return Sent(
@@ -129,6 +138,15 @@ class RedisToolStore(RedisStepStore):
             send=0 if is_held else number,
             lease_left_ms=number if is_held else 0,
         )
+
+    async def _take_back(self, job_id: JobId, turn: int, place: int, mark: str) -> None:
+        """A mark that no replica has, or whose answer was lost: nothing was dialled, so the call was not sent."""
+        async with failures_named():
+            raw = await self._redis.hget(keys.job(job_id), call_field(turn, place))
+        call = orjson.loads(raw) if raw else {}
+        if call.get("mark") == mark and call["state"] == CallState.SENT:
+            end = CallEnd(state=CallState.PENDING)
+            await self.return_call(job_id, turn, place, call["lease_number"], end)
 
     async def renew_call(
         self, job_id: JobId, turn: int, place: int, send: int, *, lease_ms: int
