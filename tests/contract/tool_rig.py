@@ -7,6 +7,10 @@ from typing import Any, Final
 import orjson
 from redis.asyncio import Redis
 
+from eventing.cloudevent.event import Event, to_record
+from eventing.cloudevent.job_event import PREPARED
+from eventing.cloudevent.tool_event import CALLED, PLACE
+from eventing.cloudevent.tool_event import SOURCE as TOOL_SOURCE
 from eventing.job.job import Job, JobId, JobState, Lane
 from eventing.job.plan import Plan, PlannedStep
 from eventing.job.step import AdvanceStatus, BeginStatus, StepRun
@@ -22,7 +26,7 @@ from eventing.job.tools.call import (
 from eventing.job.tools.store import CallEnd, Decision, ReturnStatus, Sent
 from eventing.redis import keys
 from eventing.store.steps.redis_tools import RedisToolStore
-from tests.contract.rig import SETTINGS, RedisRig, job_id, new_job
+from tests.contract.rig import SETTINGS, SOURCE, RedisRig, job_id, new_job
 
 PLAN: Final = Plan(steps=(PlannedStep(name="tools"),))
 ASK_MS: Final = 7 * 24 * 3600 * 1000
@@ -31,7 +35,9 @@ DONE: Final = CallEnd(state=CallState.RETURNED, output="42")
 TOOLS_QUEUE: Final = keys.queue("tools", "")
 CALLS_QUEUE: Final = keys.queue("tools-wiki", "")
 MODEL_QUEUE: Final = keys.queue("requests-m", "")
-AFTER: Final = Publication(queues=(MODEL_QUEUE,), event=b'{"of":"the predictor"}')
+AFTER: Final = Publication(
+    queues=(MODEL_QUEUE,), event=to_record(Event(id="1", source=SOURCE, type=PREPARED))
+)
 _CALL_TIMES: Final = (
     *("lease_until_ms", "queued_ms", "sent_ms", "ended_ms", "expires_ms"),
     *("paused_ms", "committed_ms"),
@@ -77,8 +83,13 @@ def call(
 
 
 def publication(place: int, turn: int = 1, epoch: int = 0) -> Publication:
-    event = orjson.dumps({"id": idempotency_key(job_id(), turn, place, epoch)})
-    return Publication(queues=(CALLS_QUEUE,), event=event)
+    event = Event(
+        id=idempotency_key(job_id(), turn, place, epoch),
+        source=TOOL_SOURCE,
+        type=CALLED,
+        extensions={PLACE: f"{turn}.{place}"},
+    )
+    return Publication(queues=(CALLS_QUEUE,), event=to_record(event))
 
 
 @dataclass(slots=True)
