@@ -195,7 +195,9 @@ class Pump:
         taken = 0
         try:
             idle_ms = self._idle_ms()
-            claimed = await self._queue.claim(want, most_bytes=reserved, claim_idle_ms=idle_ms)
+            claimed = await self._queue.claim(
+                want, most_bytes=reserved, claim_idle_ms=idle_ms, search_every_ms=idle_ms // 6
+            )
             taken = sum(each.size for each in claimed)
         finally:
             self._room.release(reserved - taken)

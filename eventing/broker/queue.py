@@ -170,14 +170,19 @@ class Queue:
         return bool(self._search)
 
     async def claim(
-        self, count: int, *, most_bytes: int = CLAIM_BYTES, claim_idle_ms: int = 0
+        self,
+        count: int,
+        *,
+        most_bytes: int = CLAIM_BYTES,
+        claim_idle_ms: int = 0,
+        search_every_ms: int = 0,
     ) -> list[Claimed]:
         """Up to `count` events, fewer once they hold `most_bytes`; with `claim_idle_ms` also those whose consumer
-        has been silent for that long.
+        has been silent for that long, unless another consumer has searched for them within `search_every_ms`.
         """
         names = ("tickets", "events", "held", "retry", "tries", *_READY, *_FAIR)
         args: list[Argument] = [keys.GROUP, self._consumer, count, most_bytes]
-        args += [claim_idle_ms, self._search, self._woken_by]
+        args += [claim_idle_ms, self._search, self._woken_by, search_every_ms]
         args += [LANE_WEIGHTS[lane] for lane in Lane]
         args += [repr(self._draw.random()) for _ in range(count)]
         while self._looks_s and self._looks_s[0] <= asyncio.get_running_loop().time():
@@ -338,13 +343,14 @@ class Queue:
         return [id_ for id_, state in zip(job_ids, states, strict=True) if state == b"cancelled"]
 
     async def tidy(self, *, gone_after_ms: int = 0) -> None:
-        """Trim the stream's entries that every consumer has acked, and forget consumers without events that were
-        silent for `gone_after_ms`; 0 leaves them.
+        """Trim the stream's entries that every consumer has acked, see if other consumers are at work, and forget
+        those without events that were silent for `gone_after_ms`; 0 leaves them.
         """
         async with failures_named():
             try:
-                args: list[Argument] = [keys.GROUP, gone_after_ms]
-                await run(self._redis, "tidy", [self._key["tickets"]], args)
+                args: list[Argument] = [keys.GROUP, gone_after_ms, self._consumer]
+                others = await run(self._redis, "tidy", [self._key["tickets"]], args)
+                self._has_others |= others == 1
             except ResponseError as error:
                 await self._make_again(error)
 

@@ -4,8 +4,10 @@
 -- KEYS  1 tickets, 2 events, 3 held hash (ticket to member), 4 retry set, 5 tries hash, 6..8 ready sets, 9..11 fair-share hashes
 -- ARGV  1 group, 2 consumer, 3 count, 4 bytes with which a claim is full, 5 claim_idle_ms (0: leave other consumers' events alone),
 --       6 the last ticket that the search for those saw, '' at its begin, 7 the ticket that woke it since its last claim, '' if none did,
---       8..10 lane weights, 11..10+n one number in [0,1) an event, 11+n of a consumer beside others: tickets that it deferred, a bar if its engine has seen anything, and prefixes that it has seen where
---       some may be waiting; ',' before and after each (docs/adr/0325), 12+n its name as a holder of prefixes (docs/adr/0372)
+--       8 how long a search of another consumer serves this one too, in ms (0: not at all), 9..11 lane weights,
+--       12..11+n one number in [0,1) an event, 12+n of a consumer beside others: tickets that it deferred, a bar if its engine has seen anything,
+--       and prefixes that it has seen where some may be waiting; ',' before and after each (docs/adr/0325),
+--       13+n its name as a holder of prefixes (docs/adr/0372)
 -- gives {last ticket that the search saw ('' when it is at its end),
 --        '1' if the search saw another consumer at work, '0' if it saw none, '' without a search,
 --        ms after which to claim again, since an event is left to its holder until then (0: for no such reason),
@@ -17,7 +19,7 @@ local PAGE = 500
 local WINDOW, MOST_PASSES, PASS_MS = 16, 4, 500 -- of the fair order, how many are looked at; how often and for how long one is passed over
 local LEFT_MS, ROOM_MS, BUCKETS = 30, 2000, 16384 -- how long one is left to its holder; a claim says for how long that there is room
 local MOST_HOLDERS, COMES_BACK = 16, 2 -- of a prefix; consumers that come back for an event that is left
-local known, holder, others, again_ms = ARGV[11 + count], ARGV[12 + count], '', 0
+local known, holder, others, again_ms = ARGV[12 + count], ARGV[13 + count], '', 0
 local is_affine = known and string.find(known, '|', 1, true)
 local holders, room, left_since, wake = 'holders', 'room', 'left', 'wake:'
 if known then
@@ -71,6 +73,20 @@ if is_affine then
 else
   take_over(redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', now, 'LIMIT', 0, count))
 end
+if idle > 0 and known then
+  -- A consumer with room may have nothing pending. A name that has not claimed for that long is forgotten.
+  redis.call('ZREMRANGEBYSCORE', room, '-inf', now - idle)
+  if redis.call('ZCARD', room) > (redis.call('ZSCORE', room, holder) and 1 or 0) then others = '1' end
+  redis.call('ZREMRANGEBYSCORE', left_since, '-inf', now - 60000)
+  for _, key in ipairs({holders, room, left_since, wake .. holder}) do redis.call('EXPIRE', key, 3600) end
+end
+-- With many consumers one searches for all of them: two hundred, each for itself, took half of the store's time with 10,000 events in flight.
+local every = tonumber(ARGV[8])
+if idle > 0 and every > 0 and seen == '' then
+  local due = tonumber(redis.call('HGET', KEYS[5], '\0search') or 0)
+  if due > now and due <= now + every then idle = 0 -- a clock that was set back makes it due
+  else redis.call('HSET', KEYS[5], '\0search', string.format('%d', now + every)) end
+end
 -- Orphans: idle, and not because they wait for their retry. One page a call, since very many may wait. (XAUTOCLAIM would look at ten
 -- entries for each it may give, always from the first, and never reach an orphan behind enough that live or wait.)
 if idle > 0 and is_full() then
@@ -78,17 +94,10 @@ if idle > 0 and is_full() then
 elseif idle > 0 then
   local page = redis.call('XPENDING', KEYS[1], group, seen == '' and '-' or '(' .. seen, '+', PAGE)
   local waits, orphans = {}, {}
-  others = '0'
+  if others == '' then others = '0' end
   for i, row in ipairs(page) do
     waits[i] = row[1]
     if row[2] ~= consumer and row[3] < idle then others = '1' end
-  end
-  if known then
-    -- A consumer with room may have nothing pending. A name that has not claimed for that long is forgotten.
-    redis.call('ZREMRANGEBYSCORE', room, '-inf', now - idle)
-    if redis.call('ZCARD', room) > (redis.call('ZSCORE', room, holder) and 1 or 0) then others = '1' end
-    redis.call('ZREMRANGEBYSCORE', left_since, '-inf', now - 60000)
-    for _, key in ipairs({holders, room, left_since, wake .. holder}) do redis.call('EXPIRE', key, 3600) end
   end
   if #page > 0 then waits = redis.call('ZMSCORE', KEYS[4], unpack(waits)) end
   seen = #page == PAGE and page[PAGE][1] or ''
@@ -240,14 +249,14 @@ for i = 1, math.min(want, many[1] + many[2] + many[3]) do
   local total, open = 0, {}
   for lane = 1, 3 do
     open[lane] = has_more(lane)
-    if open[lane] then total = total + ARGV[7 + lane] end
+    if open[lane] then total = total + ARGV[8 + lane] end
   end
   if total == 0 then break end
-  local draw = ARGV[10 + i] * total
+  local draw = ARGV[11 + i] * total
   for lane = 1, 3 do
     if open[lane] then
       lanes[i] = lane
-      draw = draw - ARGV[7 + lane]
+      draw = draw - ARGV[8 + lane]
       if draw < 0 then break end
     end
   end

@@ -1,7 +1,8 @@
 -- Cut the ticket stream behind its group: nothing undelivered and nothing pending is ever dropped, so lag stays right.
 -- And forget consumers that are gone: each start of a pump is a new one, and nothing else removes them.
 -- KEYS  1 tickets
--- ARGV  1 group, 2 how long a consumer without events was silent that is gone, in ms (0: leave them)
+-- ARGV  1 group, 2 how long a consumer without events was silent that is gone, in ms (0: leave them), 3 the consumer that asks
+-- gives 1 if another consumer has events, else 0
 if ARGV[2] ~= '0' then
   for _, row in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
     local consumer = {}
@@ -12,7 +13,10 @@ if ARGV[2] ~= '0' then
   end
 end
 local pending = redis.call('XPENDING', KEYS[1], ARGV[1])
-local floor = pending[2]
+local floor, others = pending[2], 0
+for _, row in ipairs(pending[4] or {}) do
+  if row[1] ~= ARGV[3] then others = 1 end
+end
 if not floor then
   for _, group in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
     local is_ours = false
@@ -22,5 +26,5 @@ if not floor then
     end
   end
 end
-if not floor then return 0 end
-return redis.call('XTRIM', KEYS[1], 'MINID', floor)
+if floor then redis.call('XTRIM', KEYS[1], 'MINID', floor) end
+return others

@@ -226,6 +226,30 @@ class TestDeadConsumers:
 
         assert await other.claim(1, claim_idle_ms=IDLE_MS) == []
 
+    async def test_a_search_serves_the_other_consumers_too(
+        self, queue: Queue, other: Queue, redis: Redis
+    ) -> None:
+        await put(queue, event(1), event(2))
+        assert await queue.claim(0, claim_idle_ms=IDLE_MS, search_every_ms=60_000) == []
+        claimed = await queue.claim(1)
+        await silence(redis, claimed)
+
+        # The other takes what waits, and leaves the search alone until it is due.
+        taken = await other.claim(9, claim_idle_ms=IDLE_MS, search_every_ms=60_000)
+        assert ids(taken) == ["2"]
+        assert ids(await other.claim(9, claim_idle_ms=IDLE_MS, search_every_ms=0)) == ["1"]
+
+    async def test_a_search_that_a_clock_ahead_of_ours_announced_is_due(
+        self, queue: Queue, other: Queue, redis: Redis
+    ) -> None:
+        await put(queue, event(1))
+        await queue.claim(0, claim_idle_ms=IDLE_MS, search_every_ms=3_600_000)
+        await silence(redis, await queue.claim(1))
+
+        taken = await other.claim(9, claim_idle_ms=IDLE_MS, search_every_ms=2_500)
+
+        assert ids(taken) == ["1"]
+
     async def test_an_orphan_behind_many_that_live_is_claimed_at_once(
         self, queue: Queue, other: Queue, redis: Redis
     ) -> None:

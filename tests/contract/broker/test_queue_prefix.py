@@ -226,3 +226,17 @@ async def test_a_pump_alone_claims_with_the_commands_of_a_queue_without_prefixes
     await plain.ensure()
 
     assert await commands(rig.queues[0]) == without
+
+
+async def test_a_pump_for_which_another_searches_learns_of_it_when_it_trims_the_queue(
+    rig: Rig,
+) -> None:
+    third = Queue(rig.redis, NAME, "pump-3", seen=SeenPrefixes())
+    await rig.submit(prompt(3))
+    await rig.submit(prompt(3))
+    (before,) = await third.claim(1)
+
+    await third.tidy()
+    (after,) = await third.claim(1)
+
+    assert (before.is_prefix_seen, after.is_prefix_seen) == (None, False)
