@@ -17,7 +17,7 @@ from eventing.job.capability import Capability
 from eventing.job.plan import EMBED_STEP, MODERATE_STEP, Plan, tiers_of
 from eventing.job.tools.sealed import SealingKeys
 from eventing.process.egress import allow_list
-from eventing.process.setting import FilesUrl, LogLevel, OptionalHttpUrl, RedisUrl, Token
+from eventing.process.setting import FilesUrl, HttpUrl, LogLevel, OptionalHttpUrl, RedisUrl, Token
 from eventing.settings import BrokerClientSettings
 from eventing.telemetry.cost import Price, TokenPrice
 from eventing.telemetry.usage import LONGEST_KEPT_DAYS
@@ -204,6 +204,10 @@ class ApiSettings(BrokerClientSettings):
     """Jobs of all tenants that may wait for a model."""
     tenant_limits: dict[str, TenantLimits] = Field(default_factory=dict)
     """JSON object of limits by tenant, where they differ from the ones above."""
+    moved_tenants: dict[str, HttpUrl] = Field(default_factory=dict)
+    """JSON object of tenants, `*` for all others, and the address of the cell where their new jobs go: here they are
+    answered 503 with that address, and jobs that were accepted run to their end (docs/scale.md).
+    """
     webhook_allow: tuple[str, ...] = ()
     """JSON list of internal networks and hosts that webhooks may reach (`["10.1.0.0/16", "*.corp.example"]`); any
     other target must be public and https.

@@ -19,6 +19,7 @@ from api.job.catalog import Catalog
 from api.job.sealing import Sealing, with_sealed
 from api.job.submit_options import JOB_SCHEMA, SubmitOptions, fallback_of, skip_steps_of
 from api.limit.concurrency_limiter import ConcurrencyLimiter
+from api.limit.limit import check_moved
 from api.webhook.webhook import (
     BATCH,
     JOB_WEBHOOK,
@@ -106,6 +107,8 @@ class SubmitDeps:
     sealing: Sealing = field(default_factory=Sealing)
     tenant_models: Mapping[str, Collection[str]] = field(default_factory=dict)
     """The models that a tenant may use; a tenant that is not named may use all."""
+    moved_tenants: Mapping[str, str] = field(default_factory=dict)
+    """The cell that takes a tenant's new jobs, where it is not this one."""
 
 
 async def submit(
@@ -186,6 +189,8 @@ async def _admitted(
         if is_recorded:
             job, is_new = await _take(deps, new, deadline_s)
         else:
+            if BATCH not in new.metadata:  # a batch that was accepted here runs to its end
+                check_moved(deps.moved_tenants, new.tenant)
             try:
                 await _admit(deps, principal, new, deadline_s)
             except StoreUnavailable:

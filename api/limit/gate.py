@@ -31,6 +31,7 @@ from api.limit.limit import (
     check_deadline,
     headers_of,
     limits_of,
+    moved_to,
     prompt_tokens,
     tokens_asked,
     tokens_taken,
@@ -129,8 +130,9 @@ class LimitGate:
         """As `JobAdmission.turn`; without limits nothing holds anything back, and the store is not asked."""
         settings, limits = self._settings, self._limits(new.tenant)
         is_limited = limits.jobs_in_flight or limits.tokens_per_minute or new.deadline_ms
+        is_moved = moved_to(settings.moved_tenants, new.tenant)
         accounts = self._budgets.accounts(new.tenant, new.metadata, principal)
-        if not (is_limited or settings.limit_queue_depth or accounts):
+        if not (is_limited or settings.limit_queue_depth or accounts or is_moved):
             yield False
             return
         async with self._turns.of(new.id, wait_s) as is_recorded:

@@ -19,6 +19,7 @@ from eventing.job.call.moderation import MODERATION_URL
 from eventing.job.job import Job, JobRequest
 
 MINUTE_S: Final = 60
+_MOVED_RETRY_S: Final = 60.0
 _BYTES_PER_TOKEN: Final = 4
 """OpenAI's rule of thumb; used for limits, never for billing."""
 
@@ -57,6 +58,12 @@ class DeadlineOutOfReach(Unavailable):
     """The job would still wait when its deadline passes."""
 
     code = "deadline_unreachable"
+
+
+class TenantMoved(Unavailable):
+    """New jobs of this tenant go to another cell; nothing was accepted."""
+
+    code = "tenant_moved"
 
 
 class TooLargeForLimit(BadRequest):
@@ -121,6 +128,17 @@ class LimitWindow:
         if self.current:
             return self.current_left_s + MINUTE_S
         return self.previous_left_s if self.previous else 0.0
+
+
+def check_moved(moved: Mapping[str, str], tenant: str) -> None:
+    """Raises `TenantMoved` where another cell takes the new jobs of `tenant`."""
+    if where := moved_to(moved, tenant):
+        raise TenantMoved(f"new jobs of this tenant go to {where}", _MOVED_RETRY_S)
+
+
+def moved_to(moved: Mapping[str, str], tenant: str) -> str:
+    """The address of the cell that takes the new jobs of `tenant`; empty where this one does."""
+    return moved.get(tenant) or moved.get("*", "")
 
 
 def limits_of(settings: ApiSettings, tenant: str) -> Limits:

@@ -3,6 +3,8 @@
 Called by `api.wiring`.
 """
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,6 +15,7 @@ from api.batch.batch import RESPONSES, Batch, BatchStatus, BatchView, check_endp
 from api.batch.store import BatchStore
 from api.http.metadata import METADATA, check_metadata
 from api.http.parameter import AFTER, IDEMPOTENCY_KEY, LIMIT
+from api.limit.limit import check_moved, moved_to
 from api.openapi.operation import Body
 from api.routes.files import EXPIRES_AFTER, check_expires_after, keyed_hex
 from api.routes.jobs import json_response
@@ -31,6 +34,7 @@ class BatchDeps:
     batches: BatchStore
     files: FileStore
     clock: Clock
+    moved_tenants: Mapping[str, str]
 
 
 routes: Routes[BatchDeps] = Routes("batches")
@@ -96,6 +100,7 @@ async def create_batch(call: Call[BatchDeps]) -> Response:
         output_kept_s=kept_s,
         allowed_models=tuple(sorted(call.principal.models)),
     )
+    await _check_moved(call, wanted)
     batch = await call.deps.batches.create(wanted)
     if not batch.asks_the_same_as(wanted):
         raise IdempotencyConflict("the same key was used before with another body", "body")
@@ -139,6 +144,17 @@ def _output_kept_s(wish: Any) -> int:
     if not isinstance(wish, dict):
         raise BadRequest(f"{name} must be an object of anchor and seconds", name)
     return check_expires_after(wish.get("anchor"), wish.get("seconds"), name)
+
+
+async def _check_moved(call: Call[BatchDeps], wanted: Batch) -> None:
+    """Raises `TenantMoved` for a new batch of a tenant that another cell serves."""
+    moved, tenant = call.deps.moved_tenants, wanted.tenant
+    if not moved_to(moved, tenant):
+        return
+    with suppress(NotFound):
+        await call.deps.batches.get(wanted.id, tenant)
+        return  # it was accepted before
+    check_moved(moved, tenant)
 
 
 async def _own(call: Call[BatchDeps]) -> Batch:

@@ -188,6 +188,7 @@ def _submission(
             for tenant, own in settings.tenant_limits.items()
             if own.models is not None
         },
+        moved_tenants=settings.moved_tenants,
     )
 
 

@@ -185,7 +185,10 @@ def _call_routers(parts: Parts) -> list[APIRouter]:
         events=parts.vector_stores.events,
     )
     batch_deps = batches.BatchDeps(
-        batches=parts.batches.batches, files=parts.batches.files, clock=parts.clock
+        batches=parts.batches.batches,
+        files=parts.batches.files,
+        clock=parts.clock,
+        moved_tenants=settings.moved_tenants,
     )
     conversation_deps = conversations.ConversationDeps(conversations=submission.conversations)
     search_deps = vector_store_search.SearchDeps(
