@@ -49,7 +49,7 @@ def writer(port: int, per_second: float, seconds: float) -> None:
     """
     job_ids = json.load(sys.stdin)
     names = [f"torpor:{{{job_id}}}:tokens" for job_id in job_ids]
-    heads = [HEAD + f"${len(name)}\r\n{name}\r\n{FIELDS}".encode() for name in names]
+    heads = [HEAD + f"${len(name)}\r\n{name}\r\n{BEFORE}".encode() for name in names]
     sock = socket.create_connection(("127.0.0.1", port))
     step = len(heads) * per_second / TICKS_PER_SECOND
     started_s = time.perf_counter()
@@ -62,8 +62,11 @@ def writer(port: int, per_second: float, seconds: float) -> None:
         lateness_ms.append(max(0.0, -wait_s * 1000))
         upto = int((tick + 1) * step)
         stamp = b'[{"index":0,"delta":{"content":"%d"}}]' % time.time_ns()
-        tail = b"$%d\r\n%b\r\n" % (len(stamp), stamp)
-        sock.sendall(b"".join(heads[n % len(heads)] + tail for n in range(written, upto)))
+        tail = AFTER + b"$%d\r\n%b\r\n" % (len(stamp), stamp)
+        numbers = range(written, upto)
+        sock.sendall(
+            b"".join(heads[n % len(heads)] + _word(n // len(heads)) + tail for n in numbers)
+        )
         written = upto
         with suppress(BlockingIOError):
             while len(sock.recv(1 << 20, socket.MSG_DONTWAIT)) == 1 << 20:
@@ -73,10 +76,19 @@ def writer(port: int, per_second: float, seconds: float) -> None:
 
 
 HEAD: Final = b"*13\r\n$4\r\nXADD\r\n"
-FIELDS: Final = "".join(
-    f"${len(word)}\r\n{word}\r\n"
-    for word in ("*", "kind", "tokens", "attempt", "1", "index", "0", "ids", "7", "delta")
-)
+
+
+def _words(*words: str) -> bytes:
+    return "".join(f"${len(word)}\r\n{word}\r\n" for word in words).encode()
+
+
+def _word(number: int) -> bytes:
+    digits = b"%d" % number
+    return b"$%d\r\n%b\r\n" % (len(digits), digits)
+
+
+BEFORE: Final = _words("*", "kind", "tokens", "attempt", "1", "index").decode()
+AFTER: Final = _words("ids", "7", "delta")
 
 
 if __name__ == "__main__":
