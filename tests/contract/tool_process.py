@@ -24,6 +24,7 @@ from eventing.cloudevent.job_event import PLANNED, PREPARED
 from eventing.cloudevent.tool_event import CALLED
 from eventing.job.job import Job, JobRequest, JobState
 from eventing.job.plan import LIST_TOOLS_STEP, TOOLS_STEP, Plan, PlannedStep
+from eventing.job.step import StepRun
 from eventing.job.store import Ending, NewJob, TokenBatch
 from eventing.job.tools.call import ToolCall
 from eventing.redis import keys
@@ -122,6 +123,17 @@ class ToolProcess:
         headers, body = build_binary(event)
         return (await self.client.post("/events", content=body, headers=headers)).status_code
 
+    @property
+    def in_flight(self) -> int:
+        return len(self.server._parts.tools.caller._running)
+
+    async def requeue(self) -> None:
+        """What a sweep does with a job whose calls are in no queue."""
+        job = await self.job()
+        calls = self.server.runner._deps.tool_calls
+        assert calls is not None
+        await calls.queue(job, StepRun.of(job, TOOLS_STEP))
+
     async def waiting(self, queue: str) -> int:
         return int(await self.redis.hlen(f"{keys.queue(queue, '')}events"))
 
@@ -187,3 +199,51 @@ async def tool_process(
     finally:
         await server.drain()
         await server.close()
+
+
+@dataclass
+class RawMcp:
+    """A stateless MCP server that answers as it is told, however wrong. `methods` give a result or a whole response;
+    `seen` are the requests that came.
+    """
+
+    methods: dict[str, Callable[[dict[str, Any]], Any]] = field(default_factory=dict)
+    tools: list[dict[str, Any]] = field(default_factory=lambda: [TOOL])
+    seen: list[tuple[str, dict[str, Any], dict[str, str]]] = field(default_factory=list)
+
+    def app(self) -> Starlette:
+        return Starlette(routes=[Route("/{path:path}", self._take, methods=["POST", "GET"])])
+
+    def called(self) -> list[dict[str, Any]]:
+        """The parameters of each `tools/call` that came."""
+        return [params for method, params, _ in self.seen if method == "tools/call"]
+
+    async def _take(self, request: Request) -> Response:
+        if request.method == "GET":
+            return Response(status_code=405)
+        message = orjson.loads(await request.body())
+        method, params = message["method"], message.get("params") or {}
+        self.seen.append((method, params, dict(request.headers)))
+        if "id" not in message:
+            return Response(status_code=202)
+        result = await self._result(method, params)
+        if isinstance(result, Response):
+            return result
+        return Response(
+            orjson.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}),
+            media_type="application/json",
+        )
+
+    async def _result(self, method: str, params: dict[str, Any]) -> Any:
+        if method in self.methods:
+            said = self.methods[method](params)
+            return await said if asyncio.iscoroutine(said) else said
+        if method == "server/discover":
+            return {**COMPLETE, "supportedVersions": ["2026-07-28"], "capabilities": {"tools": {}}}
+        if method == "tools/list":
+            return {**COMPLETE, "tools": self.tools}
+        return {**COMPLETE, "content": [{"type": "text", "text": "done"}]}
+
+
+COMPLETE: Final = {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"}
+TOOL: Final = {"name": "do", "description": "does", "inputSchema": {"type": "object"}}
