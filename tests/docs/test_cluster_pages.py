@@ -13,11 +13,13 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from knative.deploy.doctor import Severity, examine
 from knative.deploy.values import Values
 from tests.manifests.conftest import kustomize
 from tests.manifests.objects import secrets
+from torpor.cli.app import assembled
 
 ROOT = Path(__file__).parents[2]
 TORPOR = str(Path(sys.executable).parent / "torpor")
@@ -50,17 +52,10 @@ def torpor_calls() -> list[str]:
 @pytest.fixture(scope="module")
 def help_of() -> dict[str, str]:
     """What `--help` says of each command that the pages name, asked once each."""
+    app, runner = assembled(), CliRunner(env={"COLUMNS": "300", "TERM": "dumb"})
     names = sorted({call.split()[1] for call in torpor_calls()})
     return {
-        name: subprocess.run(
-            [TORPOR, name, "--help"],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-            env={"COLUMNS": "300", "PATH": "/usr/bin:/bin", "TERM": "dumb"},
-        ).stdout
-        for name in names
+        name: runner.invoke(app, [name, "--help"], catch_exceptions=False).output for name in names
     }
 
 
