@@ -147,6 +147,7 @@ def _upstream_engine(settings: PredictorSettings) -> Engine:
         url=settings.upstream_url,
         model=settings.upstream_model or settings.served_name,
         key_file=settings.upstream_key_file,
+        cache_salt=settings.upstream_cache_salt,
     )
     others = (Endpoint(**dict(each)) for each in settings.upstream_fallbacks)
     upstream = UpstreamSettings(

@@ -32,6 +32,7 @@ class UpstreamFallback(BaseModel):
     url: HttpUrl
     model: str = Field(min_length=1)
     key_file: Path | None = None
+    cache_salt: bool = False
 
 
 def _default_replica_id() -> str:
@@ -101,9 +102,13 @@ class PredictorSettings(StoreSettings):
     """The model's name at the provider; empty uses `model_name`."""
     upstream_key_file: Path | None = None
     """File with the provider's key, read for each call."""
+    upstream_cache_salt: bool = False
+    """The endpoint is vLLM, say behind a router of prefixes: each call has a `cache_salt` of its tenant, and its
+    `prompt_cache_key`, as a hash within the tenant. Other providers may refuse the field.
+    """
     upstream_fallbacks: tuple[UpstreamFallback, ...] = ()
     """JSON list of endpoints that are asked, in order, while the first one's breaker is open or when it failed before
-    it showed anything: `[{"url": "https://HOST/v1", "model": "NAME", "key_file": "PATH"}]`.
+    it showed anything: `[{"url": "https://HOST/v1", "model": "NAME", "key_file": "PATH", "cache_salt": false}]`.
     """
     upstream_hedges: bool = False
     """Ask the next endpoint as well when the first token is later than nearly all usual ones, for at most 6 % of the

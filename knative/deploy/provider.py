@@ -46,14 +46,18 @@ def env(values: Values, upstream: UpstreamValues) -> list[Resource]:
         given["FALLBACKS"] = json.dumps(stand_ins)
     if upstream.hedges:
         given["HEDGES"] = "true"
+    if upstream.cache_salt:
+        given["CACHE_SALT"] = "true"
     if inside := [*upstream.allowed, *([_own_host(values)] if upstream.own_models else [])]:
         given["ALLOW"] = json.dumps(inside)
     return [{"name": f"TORPOR_UPSTREAM_{name}", "value": value} for name, value in given.items()]
 
 
-def _fallback(fallback: FallbackValues, values: Values) -> dict[str, str]:
+def _fallback(fallback: FallbackValues, values: Values) -> Resource:
     own = f"http://{_own_host(values)}:{parts.API_PORT}/v1"
-    found = {"url": fallback.url or own, "model": fallback.model}
+    found: Resource = {"url": fallback.url or own, "model": fallback.model}
+    if fallback.cache_salt:
+        found["cache_salt"] = True
     return found | ({"key_file": _key_file(fallback.secret)} if fallback.secret else {})
 
 

@@ -78,6 +78,7 @@ class FallbackValues(_Section):
     url: HttpUrl | None = None
     model: str = Field(min_length=1, max_length=128)
     secret: SecretName | None = None
+    cache_salt: bool = False
 
 
 class UpstreamValues(_Section):
@@ -89,6 +90,7 @@ class UpstreamValues(_Section):
     tenants: tuple[str, ...] = Field(min_length=1)  # whose data may leave the cluster; "*": all
     fallbacks: tuple[FallbackValues, ...] = ()
     hedges: bool = False
+    cache_salt: bool = False  # it is vLLM: tenants find nothing of each other's in its prefix cache
     networks: tuple[IPv4Network | IPv6Network, ...] = ()  # where it is, if not on public addresses
     input_price_per_1m: float = Field(0, ge=0)
     output_price_per_1m: float = Field(0, ge=0)

@@ -209,6 +209,25 @@ ROWS: Final[tuple[Row, ...]] = (
                 "Calls of the broker to predictors, by outcome.",
             ),
             Panel(
+                "Prompts that share a start",
+                "ops",
+                (
+                    (
+                        "sum by (trigger, result) (rate(torpor_prefix_claims_total[5m]))",
+                        "{{trigger}} {{result}}",
+                    ),
+                    (
+                        "sum by (trigger) (rate(torpor_claim_passes_total[5m]))",
+                        "{{trigger}} passed over",
+                    ),
+                    (
+                        "sum by (trigger, taken_by) (rate(torpor_left_jobs_total[5m]))",
+                        "{{trigger}} left, taken by {{taken_by}}",
+                    ),
+                ),
+                "Claims by whether the engine had seen the start of the prompt; jobs passed over or left for it.",
+            ),
+            Panel(
                 "Dead letters an hour",
                 "short",
                 (("sum by (trigger) (increase(torpor_dead_letters_total[1h]))", "{{trigger}}"),),

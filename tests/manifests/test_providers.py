@@ -31,7 +31,12 @@ UPSTREAM: dict[str, Any] = {
     "tenants": ["acme"],
     "fallbacks": [
         {"model": "thinker", "secret": "big-fallback"},
-        {"url": "https://other.example:8443/v1", "model": "theirs", "secret": "other-provider"},
+        {
+            "url": "https://other.example:8443/v1",
+            "model": "theirs",
+            "secret": "other-provider",
+            "cache_salt": True,
+        },
     ],
     "hedges": True,
     "input_price_per_1m": 3,
@@ -42,6 +47,7 @@ INSIDE = {
     "model": "qwen",
     "tenants": ["*"],
     "networks": ["10.20.0.0/16"],
+    "cache_salt": True,
 }
 GIVEN: dict[str, Any] = {
     "more_models": [
@@ -124,6 +130,12 @@ def test_the_process_reads_its_provider_its_stand_ins_and_its_keys(
     assert read.upstream_tenants == ("acme",)
     assert (read.upstream_max_concurrency, read.upstream_context_tokens) == (64, 131072)
     assert read.upstream_hedges
+    assert [read.upstream_cache_salt, *(each.cache_salt for each in read.upstream_fallbacks)] == [
+        False,
+        False,
+        True,
+    ]
+    assert settings(engine(overlays["queue"], "inside"), monkeypatch).upstream_cache_salt
     own, other = read.upstream_fallbacks
     assert (own.url, own.model) == (
         "http://torpor-api.torpor.svc.cluster.local:8000/v1",

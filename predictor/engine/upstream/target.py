@@ -18,7 +18,7 @@ from eventing.job.call.moderation import MODERATION
 from eventing.process.egress import AllowList, check_url
 from eventing.process.guarded_resolver import GuardedResolver, TargetRefused
 from eventing.process.setting import token_file
-from predictor.engine.engine import EngineRequest
+from predictor.engine.engine import CACHE_SALT, EngineRequest, cache_salt
 from predictor.engine.upstream.errors import (
     UpstreamFailed,
     UpstreamUnavailable,
@@ -29,8 +29,9 @@ from predictor.engine.upstream.event_stream import EventStream
 from predictor.errors import EngineDeadError, EngineStartError
 
 EMBEDDING_URL: Final = "/v1/embeddings"
+_CACHE_KEY: Final = "prompt_cache_key"
 _OURS: Final = (
-    *("store", "metadata", "background", "prompt_cache_key", "safety_identifier", "service_tier"),
+    *("store", "metadata", "background", _CACHE_KEY, "safety_identifier", "service_tier"),
     MODERATION,
 )
 """Fields that we serve ourselves; a provider would keep them, or charge for them."""
@@ -49,6 +50,7 @@ class Endpoint:
     url: str
     model: str
     key_file: Path | None = None
+    cache_salt: bool = False  #: it is vLLM, whose prefix cache is to be parted by tenants
 
     @property
     def host(self) -> str:
@@ -120,7 +122,8 @@ class Target:
             raise UpstreamUnavailable(str(error)) from error
         if self._is_stand_in or not request.allows_fallback:
             headers["torpor-fallback"] = "none"
-        body = orjson.dumps(provider_body(request, self.endpoint.model))
+        has_salt = self.endpoint.cache_salt
+        body = orjson.dumps(provider_body(request, self.endpoint.model, has_salt=has_salt))
         url = f"{self._base}{request.url.removeprefix('/v1')}"
         try:
             async with self._session.post(
@@ -161,10 +164,16 @@ class Target:
         return headers
 
 
-def provider_body(request: EngineRequest, model: str) -> dict[str, Any]:
-    """The body for the provider: its model name, always a stream, nothing that it would keep."""
+def provider_body(request: EngineRequest, model: str, *, has_salt: bool = False) -> dict[str, Any]:
+    """The body for the provider: its model name, always a stream, nothing that it would keep. `has_salt` is for vLLM,
+    whose cache and router are told whose prefix it is.
+    """
     body = {name: value for name, value in request.body.items() if name not in _OURS}
     body["model"] = model
+    if has_salt:
+        body[CACHE_SALT] = cache_salt(request.tenant, body.get(CACHE_SALT))
+        if key := request.body.get(_CACHE_KEY):
+            body[_CACHE_KEY] = cache_salt(request.tenant, key)
     if request.url != EMBEDDING_URL:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     return body

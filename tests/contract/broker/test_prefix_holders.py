@@ -15,7 +15,7 @@ from eventing.job.job import JobId
 from eventing.job.prompt import SeenPrefixes, prompt_prefix
 from eventing.job.store import ConversationTurn
 from eventing.redis import keys
-from eventing.store.steps.redis_steps import RedisStepStore
+from eventing.store.steps.redis_tools import RedisToolStore
 from tests.contract.broker.queue_rig import IDLE_MS, ids, put, settle
 from tests.contract.broker.stack import NAME, Stack, Subscriber, pumping, trigger, until
 from tests.contract.broker.test_queue_prefix import MOST_PASSES, Rig, prompt, take
@@ -255,7 +255,7 @@ async def test_pumps_whose_queue_is_empty_know_each_other(redis: Redis) -> None:
 
 async def test_turns_with_a_common_start_go_to_the_engine_of_the_first(redis: Redis) -> None:
     """Two pumps, each before an engine of its own, with hardly anything to do."""
-    rig, store = Rig(redis), RedisStepStore(redis)
+    rig, store = Rig(redis), RedisToolStore(redis)
     async with AsyncExitStack() as running:
         engines = [await running.enter_async_context(Subscriber().serving()) for _ in range(2)]
         stacks = []
@@ -331,7 +331,7 @@ async def test_a_pump_whose_engine_gives_no_answer_holds_nothing_any_more(rig: R
     engine = Subscriber()
     queue, to = rig.queues[0], trigger(engine.url)
     router = Router([(to, queue)])
-    store = RedisStepStore(rig.redis)
+    store = RedisToolStore(rig.redis)
     pump = Pump(to, queue, router, DeadLetterHandler(rig.redis, store, router))
     before = queue.holder
     async with pumping(Stack(rig.redis, to, pump, queue, store, router)):

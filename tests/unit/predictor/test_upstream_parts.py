@@ -1,5 +1,7 @@
 """What a provider's refusals mean, how its event stream is read, and what it is sent."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -126,6 +128,25 @@ def test_a_provider_is_sent_nothing_that_it_would_keep() -> None:
     body = provider_body(request(messages=[], store=True, metadata={"case": "7"}), "theirs")
 
     assert not {"store", "metadata"} & body.keys()
+
+
+def test_a_provider_that_is_vllm_parts_its_prefix_cache_by_tenants() -> None:
+    def sent(tenant: str, *, has_salt: bool = True, **body: Any) -> Mapping[str, Any]:
+        asked = replace(request(messages=[], **body), tenant=tenant)
+        return provider_body(asked, "theirs", has_salt=has_salt)
+
+    first = sent("acme", prompt_cache_key="thread")
+    assert first == sent("acme", prompt_cache_key="thread")
+    for field in ("cache_salt", "prompt_cache_key"):
+        assert first[field] != sent("other", prompt_cache_key="thread")[field]
+        assert "acme" not in first[field]
+    # What a caller sends is of its tenant, too.
+    assert sent("other", cache_salt=first["cache_salt"])["cache_salt"] != first["cache_salt"]
+    assert "prompt_cache_key" not in sent("acme")
+    assert (
+        not {"cache_salt", "prompt_cache_key"}
+        & sent("acme", has_salt=False, prompt_cache_key="thread").keys()
+    )
 
 
 def test_embeddings_do_not_stream() -> None:
