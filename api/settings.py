@@ -240,6 +240,8 @@ class ApiSettings(BrokerClientSettings):
     """Largest share of the GPU time that audits take, with their part of the critic's idle time and starts."""
     audit_window_days: int = Field(30, ge=1, le=90)
     """Days of audited jobs that a rate is made of."""
+    approvals_by_another_key: bool = False
+    """A call of a tool is approved with another API key than that which asked for its job."""
     tool_seal_key_file: FilePath | None = None
     """Key by which credentials that a request brings for its tool servers are sealed: 32 bytes as base64, a line a
     key, the newest first. The steps need the same. Without one such credentials are refused.

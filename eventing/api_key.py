@@ -30,6 +30,7 @@ SCOPES: Final = (
     "jobs:write",
     "jobs:cancel",
     "events:write",
+    "approvals",
     "metrics:read",
     "admin",
 )

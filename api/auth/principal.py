@@ -19,6 +19,7 @@ class Scope(StrEnum):
     JOBS_WRITE = "jobs:write"  #: submit them
     JOBS_CANCEL = "jobs:cancel"  #: cancel them
     EVENTS_WRITE = "events:write"  #: send CloudEvents
+    APPROVALS = "approvals"  #: see the calls of tools that wait for a person, and decide about them
     RESULTS_WRITE = "results:write"  #: deliver result events: the broker
     METRICS_READ = "metrics:read"  #: read /metrics from elsewhere
     ADMIN = "admin"  #: dead letters, redrive, settings of the tenant

@@ -11,15 +11,23 @@ from typing import Any, Final
 
 import orjson
 
-from api.auth.principal import Principal
+from api.auth.principal import Principal, Scope
+from api.http.errors import Forbidden
 from api.job.context_fit import fitted
-from api.job.response.request import NOT_ADDED, Ask, conversation_of, parse_ask
+from api.job.response.approvals import Answers, carried_by, read_answers
+from api.job.response.request import (
+    NOT_ADDED,
+    Ask,
+    conversation_of,
+    input_items,
+    parse_ask,
+)
 from api.job.submission import SubmitDeps, keyed_job_id, submit
 from api.job.submit_options import SubmitOptions, parse_submit_options, skip_steps_of
 from api.view.response import RECORD, answer_messages, job_id_of, output_items, record_of
 from eventing.errors import BadRequest, InvalidJob, NotFound
 from eventing.job.cache import directives, parse_cache_control
-from eventing.job.job import Job, JobState, Lane, is_job_id
+from eventing.job.job import KEY, Job, JobId, JobState, Lane, is_job_id
 from eventing.job.plan import TOOLS_STEP
 from eventing.job.store import JobIntake
 from eventing.job.tools.prompt import turn_messages
@@ -69,6 +77,13 @@ async def history_of(store: JobIntake, principal: Principal, previous: Any) -> S
         return []
     if not isinstance(previous, str):
         raise InvalidJob("previous_response_id must be text", "previous_response_id")
+    return said_in(*await _previous(store, principal, previous))
+
+
+async def _previous(
+    store: JobIntake, principal: Principal, previous: str
+) -> tuple[Job, dict[str, Any]]:
+    """The response that a call goes on from. Raises `PreviousNotFound`, and `InvalidJob` for one that is not over."""
     try:
         job, record = await stored_response(store, principal, previous)
     except NotFound as error:
@@ -80,7 +95,7 @@ async def history_of(store: JobIntake, principal: Principal, previous: Any) -> S
             f"the previous response is {job.state}; only a completed one can be continued",
             "previous_response_id",
         )
-    return said_in(job, record)
+    return job, record
 
 
 async def read_ask(
@@ -94,6 +109,8 @@ async def read_ask(
     """The call of a response, with what it refers to read from the store, and made to fit; `history` where the caller
     knows what was said before. Raises `InvalidJob` and its kin, `NotFound` for a conversation that is not the tenant's.
     """
+    if (answers := read_answers(body.get("input"))) is not None:
+        return await _read_answering(deps, store, principal, body, answers)
     conversation = None
     if (named := conversation_of(body)) is not None:
         conversation = await deps.conversations.get(principal.tenant, named)
@@ -120,6 +137,41 @@ async def read_ask(
     return await fitted(deps.catalog, ask)
 
 
+async def _read_answering(
+    deps: SubmitDeps,
+    store: JobIntake,
+    principal: Principal,
+    body: Mapping[str, Any],
+    answers: Answers,
+) -> Ask:
+    """As `read_ask`, of a call that answers the approvals of the response before it: its job takes over the turn that
+    asked for them. The same answers again are the same response.
+    """
+    principal.require(Scope.APPROVALS)
+    previous = body.get("previous_response_id")
+    if not isinstance(previous, str):
+        message = "previous_response_id must name the response that asked for the approvals"
+        raise InvalidJob(message, "previous_response_id")
+    job, record = await _previous(store, principal, previous)
+    key = job.metadata.get(KEY, "")
+    if deps.approves_with_other_key and key and key == principal.key_id:
+        raise Forbidden("an approval is given with another key than that which asked for the call")
+    given = input_items(await with_stored_items(store, principal, body.get("input")))
+    drops = deps.drops_unsupported_tools
+    if job.carried_by:
+        first = await store.get(JobId(job.carried_by), with_result=False)
+        if first is None:
+            raise NotFound("these approvals were answered before, and that response is gone")
+        ask = parse_ask({**body, "input": given}, [], drops_tools=drops, has_answers=True)
+        return replace(ask, record=record_of(first), answered_by=first.id)
+    plan = deps.intake.plan_of(str(body.get("model")))
+    now_ms = deps.clock.wall_ms()
+    carried = carried_by(answers, job, body.get("tools"), plan, now_ms, principal.key_id)
+    said = said_before(job, record)
+    ask = parse_ask({**body, "input": given}, said, drops_tools=drops, has_answers=True)
+    return await fitted(deps.catalog, replace(ask, carried=carried))
+
+
 async def _said_before(conversations: Conversations, found: Conversation) -> Sequence[Message]:
     """The messages of a conversation, from its newest compaction on."""
     items = [numbered.item for numbered in await conversations.items(found)]
@@ -139,6 +191,8 @@ async def submit_response(
     `ConversationMoved` while another response adds to its conversation, `InvalidJob` for one that adds to a
     conversation what its `Cache-Control` says is not to be stored.
     """
+    if ask.answered_by and (first := await store.get(JobId(ask.answered_by))) is not None:
+        return first
     lane = Lane.DEFAULT if ask.is_background else Lane.INTERACTIVE
     options = parse_submit_options({"metadata": metadata}, headers, lane=lane)
     own_steps = (ask.search,) if ask.search else ()
@@ -148,7 +202,7 @@ async def submit_response(
     if ask.turn is not None and parse_cache_control(control).no_store:
         raise InvalidJob(NOT_ADDED, "Cache-Control")
     options = replace(options, turn=ask.turn, own_steps=own_steps, cache_control=control)
-    options = replace(options, on_approval=OnApproval.END)
+    options = replace(options, on_approval=OnApproval.END, carried=ask.carried)
     if ask.turn is not None and (repeated := await _repeated(store, principal, ask, options)):
         return repeated
     try:
@@ -172,12 +226,20 @@ async def _repeated(
     return job if is_same else None
 
 
-def said_in(job: Job, record: Mapping[str, Any]) -> list[Message]:
-    """What was said up to and including an ended response, its instructions left out."""
+def said_before(job: Job, record: Mapping[str, Any]) -> list[Message]:
+    """What was said up to the last turn of a response, which is left out, as are its instructions."""
     said = list(job.request.body["messages"])
     if record.get("instructions"):
         said = said[1:]
-    for turn in job.turns:
+    for turn in job.turns[:-1]:
+        said += turn_messages(turn)
+    return said
+
+
+def said_in(job: Job, record: Mapping[str, Any]) -> list[Message]:
+    """What was said up to and including an ended response, its instructions left out."""
+    said = said_before(job, record)
+    for turn in job.turns[-1:]:
         said += turn_messages(turn)
     return [*said, *messages_of(answer_messages(job))]
 

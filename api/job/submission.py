@@ -104,6 +104,8 @@ class SubmitDeps:
     webhook_allow: AllowList
     submit_timeout_s: float
     drops_unsupported_tools: bool = False
+    approves_with_other_key: bool = False
+    """A call of a tool is approved with another key than that which asked for its job."""
     sealing: Sealing = field(default_factory=Sealing)
     tenant_models: Mapping[str, Collection[str]] = field(default_factory=dict)
     """The models that a tenant may use; a tenant that is not named may use all."""
@@ -294,6 +296,7 @@ def _new_job(
         fallback=options.fallback,
         own_steps=options.own_steps,
         on_approval=options.on_approval,
+        carried=options.carried,
     )
 
 

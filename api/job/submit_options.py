@@ -21,6 +21,7 @@ from eventing.job.job import NO_FALLBACK, RUNNABLE_URLS, Lane
 from eventing.job.pipelines.document import MOST_STEPS
 from eventing.job.plan import PlannedStep
 from eventing.job.store import ConversationTurn
+from eventing.job.tools.carried import Carried
 from eventing.job.tools.request import OnApproval
 from eventing.telemetry.span import followable
 
@@ -100,6 +101,7 @@ class SubmitOptions:
     cache_control: str = ""
     own_steps: tuple[PlannedStep, ...] = ()
     on_approval: OnApproval = OnApproval.WAIT
+    carried: Carried | None = None
 
     @property
     def sha(self) -> str:
@@ -107,6 +109,8 @@ class SubmitOptions:
         metadata = {name: text for name, text in self.metadata.items() if name != KEPT}
         own = [step.to_dict() for step in self.own_steps]
         asked = [self.lane, self.expires_after_s, metadata, *self.skip_steps, *own]
+        if self.carried is not None:
+            asked.append({"carried": self.carried.taken})
         if self.fallback:
             asked.append({"fallback": self.fallback})
         return hashlib.sha256(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)).hexdigest()

@@ -182,6 +182,7 @@ def _submission(
         webhook_allow=allow_list(settings.webhook_allow),
         submit_timeout_s=settings.submit_timeout_s,
         drops_unsupported_tools=settings.drop_unsupported_tools,
+        approves_with_other_key=settings.approvals_by_another_key,
         sealing=Sealing(config=settings.tools, keys=settings.sealing_keys),
         tenant_models={
             tenant: own.models

@@ -13,7 +13,7 @@ from eventing.cloudevent.job_event import request_event
 from eventing.job.job import API_SOURCE, Job, JobError, JobRequest, JobState
 from eventing.job.moderation.withheld import shown_anew
 from eventing.job.pipelines.fallback import NO_FALLBACKS, Fallbacks, fallback_word
-from eventing.job.plan import OnFailure, Plan, StepStatus
+from eventing.job.plan import TOOLS_STEP, OnFailure, Plan, StepStatus
 from eventing.job.step import AdvanceStatus, StepEnd, StepRun, StepStore, Verdict
 from eventing.job.store import Ending, Publication, TokenBatch
 
@@ -45,6 +45,8 @@ class Advance:
         """
         assert job.plan is not None  # noqa: S101 (it has a run of a step of it)
         next_step = job.plan.next_after(run.step)
+        if not next_step and job.turns and not job.is_validating:
+            next_step = TOOLS_STEP  # it takes a turn over: its calls run before its model is asked
         end = StepEnd(
             status=status,
             detail=detail,

@@ -184,6 +184,7 @@ class Job:
         None  #: the state in which the job ends when they let it pass
     )
     turns: tuple[Turn, ...] = ()  #: committed answers that asked for tools, with their calls
+    carried_by: str = ""  #: the job that took its last turn over, with its caller's decisions
     sealed: str = ""  #: credentials for its tool servers, as JSON; gone when it has ended
     tool_list: str = (
         ""  #: the pinned lists of its tool servers (`eventing.job.tools.tool_list`), as JSON

@@ -17,6 +17,7 @@ from eventing.job.cache import CacheAsk, CacheUse
 from eventing.job.job import DEFAULT_TENANT, Job, JobError, JobId, JobRequest, JobState, Lane
 from eventing.job.plan import Hold, Plan, PlannedStep, StepStatus
 from eventing.job.tools.call import CallState
+from eventing.job.tools.carried import Carried
 from eventing.job.tools.request import OnApproval
 
 
@@ -57,6 +58,7 @@ class NewJob:
     own_steps: tuple[PlannedStep, ...] = ()  #: steps that its request asks for
     fallback: str = ""  #: as in a record (`eventing.job.pipelines.fallback`)
     only_kept: bool = False  #: only a kept answer can serve it: a limit stands against running it
+    carried: Carried | None = None  #: the turn of an earlier job that this one takes over
     sealed: str = ""  #: credentials for its tool servers, as JSON (`eventing.job.tools.sealed`)
     on_approval: OnApproval = (
         OnApproval.WAIT

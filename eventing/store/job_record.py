@@ -105,6 +105,8 @@ def new_fields(
         pairs["cache"] = new.cache.use.to_json()
     pairs |= _plan_pairs(new.plan, after_queues)
     pairs |= _prefix_pairs(new)
+    if new.carried is not None:
+        pairs |= new.carried.to_fields()
     if new.turn:
         pairs["conversation"] = new.turn.id
         pairs["turn"] = orjson.dumps(_turn_items(new.id, new.turn))
@@ -248,6 +250,7 @@ def fresh(new: NewJob, created_ms: int) -> Job:
         cache=new.cache.use if new.cache else None,
         plan=new.plan,
         step=new.plan.first if new.plan else "",
+        turns=(new.carried.turn,) if new.carried else (),
     )
 
 
@@ -263,6 +266,7 @@ _TEXTS: Final = (
         "incomplete",
         "tool_list",
         "sealed",
+        "carried_by",
     ),
 )
 """Texts of a record that the job has under the same name."""

@@ -14,8 +14,9 @@ from eventing.errors import (
     NotCached,
     NotFound,
     TorporError,
+    WrongState,
 )
-from eventing.job.job import event_identity
+from eventing.job.job import JobId, event_identity
 from eventing.job.store import LeaseSettings, NewJob, Publication
 from eventing.redis import keys
 from eventing.redis.script import Argument, Call
@@ -49,6 +50,8 @@ def submit_call(
     job_keys = [keys.job(new.id), keys.jobs_of(new.tenant)]
     if new.turn is not None:
         job_keys.append(keys.conversation(new.turn.id))
+    if new.carried is not None:
+        job_keys.append(keys.job(JobId(new.carried.job_id)))
     return "submit", job_keys, args
 
 
@@ -73,6 +76,10 @@ def refusal_of(status: bytes, publication: Publication) -> TorporError:
             return ConversationMoved("the conversation has grown meanwhile")
         case b"gone":
             return NotFound("the conversation was deleted")
+        case b"answered":
+            return WrongState("these approvals were answered before")
+        case b"unasked":
+            return NotFound("what the approvals were asked for is gone, or their time has passed")
         case b"uncached":
             return NotCached("no answer is kept for this request")
         case b"full":

@@ -36,6 +36,7 @@ from eventing.job.call.rule import (
 from eventing.job.plan import PlannedStep
 from eventing.job.store import ConversationTurn
 from eventing.job.tools.asked import MCP, MCP_TOOL_SCHEMA, without_credentials
+from eventing.job.tools.carried import Carried
 from eventing.store.conversation.conversation import Conversation
 from eventing.store.conversation.messages import Message, messages_of
 
@@ -159,6 +160,10 @@ class Ask:
     turn: ConversationTurn | None = None
     history: int = 0  #: messages of the body that were said before, behind the instructions
     search: PlannedStep | None = None
+    carried: Carried | None = (
+        None  #: the turn of the previous response, with the answers to its approvals
+    )
+    answered_by: str = ""  #: the job that an earlier call with such answers made
     compact_threshold: int = (
         0  #: tokens of a prompt from which on its history is compacted; 0 for none
     )
@@ -210,9 +215,11 @@ def parse_ask(
     *,
     drops_tools: bool = False,
     conversation: Conversation | None = None,
+    has_answers: bool = False,
 ) -> Ask:
     """The chat job of `call`, after the messages of earlier responses, or of `conversation`. Hosted tools, which
-    cannot run here, are left out with `drops_tools`, else refused.
+    cannot run here, are left out with `drops_tools`, else refused. With `has_answers` its input goes on inside the
+    last turn of the response before, which is no part of `history`.
 
     Raises `InvalidJob` naming the field of the call.
     """
@@ -232,7 +239,7 @@ def parse_ask(
     is_bare = conversation is not None and bool(history) and call.get("input") is None
     items = [] if is_bare else input_items(call.get("input"))
     system = [{"role": "system", "content": instructions}] if instructions else []
-    messages = [*system, *history, *messages_of(items)]
+    messages = [*system, *history, *([] if has_answers else messages_of(items))]
     _check_call_ids(messages)
     body: dict[str, Any] = {"model": call.get("model"), "messages": messages}
     body |= {name: call[name] for name in _SAME if call.get(name) is not None}

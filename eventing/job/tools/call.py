@@ -166,6 +166,7 @@ class Turn:
     parallel: int = 8  #: calls that may run at once
     ask_ms: int = 0  #: how long a person is waited for; 0 where no one can be asked
     carried: int = 0  #: 1 where an earlier job left it, and shows its text
+    after: tuple[Mapping[str, Any], ...] = ()  #: messages of the caller behind its results
     calls: tuple[ToolCall, ...] = ()
 
     def to_json(self) -> bytes:
@@ -186,6 +187,7 @@ class Turn:
                 "ask_ms": self.ask_ms,
                 **({"carried": 1} if self.carried else {}),
                 "mark": self.mark,
+                **({"after": orjson.dumps(self.after).decode()} if self.after else {}),
                 "calls": len(self.calls),
             }
         )
@@ -268,6 +270,7 @@ def _turn(record: Mapping[bytes, bytes], number: int) -> Turn:
     known = known_fields(Turn, said)
     known["message"] = orjson.loads(known["message"])
     known["usage"] = orjson.loads(known.get("usage") or "{}")
+    known["after"] = tuple(orjson.loads(known.get("after") or "[]"))
     calls = tuple(call_of(record[call_field(number, place).encode()]) for place in range(places))
     return Turn(**{**known, "calls": calls})
 

@@ -35,15 +35,15 @@ def body_with_turns(body: Mapping[str, Any], turns: Sequence[Turn]) -> Mapping[s
 
 
 def turn_messages(turn: Turn) -> list[dict[str, Any]]:
-    """What a turn is in the next prompt: what the model said, and the result of each call; one of the caller's own
-    function comes from the caller.
+    """What a turn is in the next prompt: what the model said, and the result of each call; that of the caller's own
+    function comes from the caller, as does what is said after them.
     """
     results = [
         _result(call, turn.mark) for call in turn.calls if call.state is not CallState.CLIENT
     ]
-    return [dict(turn.message), *results]
+    return [dict(turn.message), *results, *map(dict, turn.after)]
 
 
 def _result(call: ToolCall, mark: str) -> dict[str, Any]:
     text = call.output if call.state.is_final else _UNDECIDED
-    return {"role": "tool", "tool_call_id": call.call_id, "content": fenced(text, mark)}
+    return {"role": "tool", "tool_call_id": call.call_id, "content": fenced(text, mark) if call.server else text}

@@ -3,7 +3,8 @@
 -- A job that may be answered from the exact cache ends here with a kept answer, or follows the job that is on its way to it, and is in no
 -- queue. A cache that can not be read has no answer.
 -- USES _lib
--- KEYS  1 job hash, 2 list of the tenant's jobs, 3 hash of its conversation (of a job that has one)
+-- KEYS  1 job hash, 2 list of the tenant's jobs, then the hash of its conversation (of a job that has one), and of the job whose last turn it
+--       takes over (with the field `carried_from`)
 -- ARGV  1 job id, 2 sha of the request, 3 sha of the call's options, '' for any, 4 deadline_ms, 5 recheck_ms,
 --       6 most unpublished notes ('' for none: nothing is to be published), 7 lane, 8 tenant, 9 member, 10 event record,
 --       11 sequence number that its conversation was read at, '' for any,
@@ -11,6 +12,7 @@
 --       13 number n of queues that want it, 14..13+n prefixes of their keys, 14+n.. field, value pairs of the record
 -- gives {'created' | 'exists' | 'conflict', created_ms} | {'deleted', 0} | {'full', 0} (too many unpublished)
 --       | {'locked', 0} (another job is adding to its conversation) | {'moved', 0} (the conversation is longer now) | {'gone', 0} (deleted)
+--       | {'answered', 0} (another job took the turn over) | {'unasked', 0} (it can not be taken over)
 --       | {'hit', created_ms, the record} | {'follows', created_ms, leader, use} | {'uncached', 0} (and nothing was recorded)
 local LANES = {interactive = 1, default = 2, batch = 3}
 local list = string.match(KEYS[2], '^torpor:jobs:(.*)$')
@@ -35,6 +37,19 @@ local function look_up(ask, now)
   end
 end
 
+-- Why the turn of an earlier job can not be taken over: it was before, by another job ('answered'), or what was asked there is no more as
+-- it was, or its time has passed ('unasked').
+local function cannot_take(from, take, now)
+  local held = redis.call('HMGET', from, 'tenant', 'carried_by')
+  if held[1] ~= ARGV[8] then return 'unasked' end
+  if held[2] then return 'answered' end
+  for _, each in ipairs(take.calls) do
+    local text = redis.call('HGET', from, string.format('call:%d.%d', take.turn, each.place))
+    local call = text and cjson.decode(text)
+    if not call or call.approval_id ~= each.id or not WAITING[call.state] or now >= (call.expires_ms or 0) then return 'unasked' end
+  end
+end
+
 local job = redis.call('HMGET', KEYS[1], 'sha', 'options_sha', 'created_ms', 'deleted')
 if job[4] then return {'deleted', 0} end
 if job[1] then
@@ -53,10 +68,17 @@ if ARGV[12] ~= '' then
   if ask.only_if_cached and found ~= 'hit' then return {'uncached', 0} end
 end
 if not found and ARGV[6] ~= '' and redis.call('ZCARD', UNPUBLISHED) >= tonumber(ARGV[6]) then return {'full', 0} end
+local take, from = value_in(ARGV, 'carried_from', 14 + n), nil
+if take then
+  from = table.remove(KEYS)
+  local refused = cannot_take(from, cjson.decode(take), now)
+  if refused then return {refused, 0} end
+end
 if KEYS[3] then
   local refused = begin_turn(KEYS[3], ARGV[1], ARGV[11])
   if refused then return {refused, 0} end
 end
+if from then redis.call('HSET', from, 'carried_by', ARGV[1]) end
 -- Notes first: Redis 7.0 can apply the first half of a script after a power cut.
 if found ~= 'hit' then redis.call('ZADD', UNSTARTED, now + ARGV[5], ARGV[1]) end
 if not found and ARGV[6] ~= '' then redis.call('ZADD', UNPUBLISHED, now + SWEEP_AFTER_MS, ARGV[1]) end
