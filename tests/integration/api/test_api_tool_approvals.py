@@ -1,0 +1,342 @@
+"""Calls of tools that need a person's decision, in OpenAI's form: a response ends with the question, and the next one
+brings the answer.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import yaml
+from openai import AsyncOpenAI
+from redis.asyncio import Redis
+
+from api.settings import AnonymousAccess, ApiSettings
+from eventing.job.job import JobId
+from eventing.redis import keys
+from eventing.store.redis_store import RedisStore
+from tests.integration.api.conftest import Rig, headers_of, rig_over
+from tests.integration.api.fakes import FakeBroker
+from tests.integration.api.tool_loop import Loop, said
+
+TOOLS = {
+    "servers": {"box": {"url": "http://box.tools/mcp", "approval": "never"}},
+    "urls": {"tenants": ["*"]},
+}
+BOX: Any = {
+    "type": "mcp",
+    "server_label": "box",
+    "require_approval": {"never": {"tool_names": ["read"]}},
+}
+OWN: Any = {"type": "function", "name": "own", "parameters": {}, "strict": False}
+READ = ("c0", "box__read", '{"n": 1}')
+SEND = ("c1", "box__send", '{"to": "ann"}')
+
+
+@pytest.fixture
+def tool_settings(api_settings: ApiSettings, tmp_path: Path) -> ApiSettings:
+    path = tmp_path / "tools.yaml"
+    path.write_text(yaml.safe_dump(TOOLS))
+    return ApiSettings(**(api_settings.model_dump() | {"tools_file": path}))
+
+
+@pytest.fixture
+async def rig(
+    tool_settings: ApiSettings, store: RedisStore, broker: FakeBroker, redis: Redis
+) -> AsyncIterator[Rig]:
+    async with rig_over(tool_settings, store, broker) as made:
+        yield made
+
+
+@pytest.fixture
+async def client(rig: Rig) -> AsyncIterator[AsyncOpenAI]:
+    async with AsyncOpenAI(base_url=f"{rig.url}/v1", api_key="none", max_retries=0) as made:
+        yield made
+
+
+def loop_of(rig: Rig, response: Any) -> Loop:
+    return Loop(rig, JobId(response.id.replace("resp_", "job_")))
+
+
+def approval(request_id: str, approve: bool, **more: Any) -> Any:
+    answer = {"type": "mcp_approval_response", "approval_request_id": request_id}
+    return {**answer, "approve": approve, **more}
+
+
+async def asked(rig: Rig, client: AsyncOpenAI, *calls: Any, tools: Any = (BOX,)) -> Any:
+    """A response that ended with a question."""
+    response = await client.responses.create(
+        model="m", input="send it", background=True, tools=list(tools)
+    )
+    loop = loop_of(rig, response)
+    await loop.list_tools("box")
+    await loop.answer("I look.", said(*(calls or (READ, SEND))))
+    await loop.decide()
+    for call in (await loop.job()).turns[0].calls:
+        if call.tool == "read":
+            await loop.run(1, call.place, "A")
+    return await client.responses.retrieve(response.id)
+
+
+def question_in(response: Any) -> Any:
+    (found,) = [item for item in response.output if item.type == "mcp_approval_request"]
+    return found
+
+
+async def test_an_approved_call_runs_in_the_next_response_and_its_siblings_do_not_again(
+    rig: Rig, client: AsyncOpenAI
+) -> None:
+    first = await asked(rig, client)
+    question = question_in(first)
+    follow = await client.responses.create(
+        model="m",
+        background=True,
+        stream=True,
+        previous_response_id=first.id,
+        tools=[BOX],
+        input=[approval(question.id, approve=True)],
+    )
+    created = await anext(follow)
+    loop = loop_of(rig, created.response)  # type: ignore[union-attr]
+    await loop.list_tools("box")
+    assert (await loop.job()).step == "tools"
+    await loop.decide()
+    assert [call.state for call in (await loop.job()).turns[0].calls] == ["returned", "pending"]
+    await loop.run(1, 1, "sent")
+    prompt = (await loop.job()).to_run.body["messages"]
+    await loop.answer("Done.")
+    await loop.decide()
+    events = [created] + [event async for event in follow]
+
+    assert first.status == "completed"
+    assert [item.type for item in first.output] == [
+        *("mcp_list_tools", "message", "mcp_call", "mcp_approval_request")
+    ]
+    assert (question.name, question.arguments) == ("send", '{"to": "ann"}')
+    assert [message["role"] for message in prompt] == ["user", "assistant", "tool", "tool"]
+    assert [message["content"] for message in prompt[2:]] == ["A", "sent"]
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    response = events[-1].response  # type: ignore[union-attr]
+    assert [item.type for item in response.output] == ["mcp_list_tools", "mcp_call", "message"]
+    assert (response.output[1].output, response.output[1].approval_request_id) == (
+        *("sent", question.id),
+    )
+    stored = await client.responses.retrieve(response.id)
+    assert stored.output == response.output
+    assert stored.usage is not None
+    listed = await client.responses.input_items.list(response.id, order="asc")
+    assert [item.type for item in listed.data] == [
+        *("message", "mcp_list_tools", "message", "mcp_call", "mcp_approval_request"),
+        "mcp_approval_response",
+    ]
+
+
+async def test_a_denied_call_is_not_run_and_the_model_is_told_why(
+    rig: Rig, client: AsyncOpenAI
+) -> None:
+    first = await asked(rig, client, SEND)
+    answer = approval(question_in(first).id, approve=False, reason="too dear")
+    follow = await client.responses.create(
+        model="m", background=True, previous_response_id=first.id, tools=[BOX], input=[answer]
+    )
+    loop = loop_of(rig, follow)
+    await loop.list_tools("box")
+    await loop.decide()
+    assert (await loop.job()).to_run.body["messages"][-1]["content"] == "too dear"
+    await loop.answer("Then not.")
+    await loop.decide()
+
+    done = await client.responses.retrieve(follow.id)
+    assert [item.type for item in done.output] == ["mcp_list_tools", "mcp_call", "message"]
+    assert done.output[1].status == "failed"  # type: ignore[union-attr]
+
+
+async def test_the_same_answer_again_is_the_same_response(rig: Rig, client: AsyncOpenAI) -> None:
+    first = await asked(rig, client, SEND)
+    question = question_in(first)
+
+    async def answer(*, approve: bool) -> Any:
+        return await client.responses.create(
+            model="m",
+            background=True,
+            previous_response_id=first.id,
+            tools=[BOX],
+            input=[approval(question.id, approve=approve)],
+        )
+
+    one = await answer(approve=True)
+    two, three = await asyncio.gather(answer(approve=True), answer(approve=False))
+
+    assert one.id == two.id == three.id
+    (call,) = (await loop_of(rig, one).job()).turns[0].calls
+    assert call.state == "pending"
+
+
+async def test_of_answers_at_the_same_time_one_is_taken(rig: Rig, client: AsyncOpenAI) -> None:
+    first = await asked(rig, client, SEND)
+    question = question_in(first)
+    answers = [
+        client.responses.create(
+            model="m",
+            background=True,
+            previous_response_id=first.id,
+            tools=[BOX],
+            input=[approval(question.id, approve=True)],
+        )
+        for _ in range(5)
+    ]
+
+    found = await asyncio.gather(*answers, return_exceptions=True)
+
+    ids = {each.id for each in found if not isinstance(each, BaseException)}
+    refused = [each for each in found if isinstance(each, BaseException)]
+    assert len(ids) == 1
+    assert all(isinstance(each, openai.ConflictError) for each in refused)
+    taken = (await loop_of(rig, first).job()).carried_by
+    assert taken == ids.pop().replace("resp_", "job_")
+
+
+async def test_a_function_of_the_caller_and_an_approval_are_answered_together(
+    rig: Rig, client: AsyncOpenAI
+) -> None:
+    first = await asked(rig, client, SEND, ("c9", "own", "{}"), tools=(BOX, OWN))
+    question = question_in(first)
+    output: Any = {"type": "function_call_output", "call_id": "c9", "output": "42"}
+    more: Any = {"role": "user", "content": "and hurry"}
+    with pytest.raises(openai.BadRequestError, match="No tool output found"):
+        await client.responses.create(
+            model="m",
+            previous_response_id=first.id,
+            tools=[BOX, OWN],
+            input=[approval(question.id, approve=True)],
+        )
+    follow = await client.responses.create(
+        model="m",
+        background=True,
+        previous_response_id=first.id,
+        tools=[BOX, OWN],
+        input=[approval(question.id, approve=True), output, more],
+    )
+    loop = loop_of(rig, follow)
+    await loop.list_tools("box")
+    await loop.decide()
+    await loop.run(1, 0, "sent")
+
+    messages = (await loop.job()).to_run.body["messages"]
+    assert [message["role"] for message in messages] == [
+        *("user", "assistant", "tool", "tool", "user")
+    ]
+    assert [message["content"] for message in messages[2:]] == ["sent", "42", "and hurry"]
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"input": [approval("mcpr_x_1_0", approve=True)]}, "approval_not_found"),
+        ({"input": []}, "approval_missing"),
+        ({"tools": []}, "approval_changed"),
+        ({"tools": [{**BOX, "server_label": "other"}]}, "approval_changed"),
+        ({"previous_response_id": None}, "invalid_job"),
+        ({"previous_response_id": f"resp_{'0' * 24}"}, "previous_response_not_found"),
+    ],
+)
+async def test_an_answer_to_what_was_not_asked_is_refused_by_name(
+    rig: Rig, client: AsyncOpenAI, change: dict[str, Any], code: str
+) -> None:
+    second = ("c2", "box__send", '{"to": "bob"}')
+    first = await asked(rig, client, SEND, second)
+    questions = [item.id for item in first.output if item.type == "mcp_approval_request"]
+    given = [approval(each, approve=True) for each in questions]
+    if "input" in change:
+        given = [given[0], *change["input"]]
+    call = {"model": "m", "background": True, "previous_response_id": first.id, "tools": [BOX]}
+    answer = await rig.client.post("/v1/responses", json={**call, **change, "input": given})
+
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["code"] == code
+    assert not (await loop_of(rig, first).job()).carried_by
+
+
+async def test_what_is_approved_is_the_call_that_was_asked_for_and_no_edited_one(
+    rig: Rig, client: AsyncOpenAI
+) -> None:
+    first = await asked(rig, client, SEND)
+    question = question_in(first).model_dump() | {"arguments": '{"to": "eve"}'}
+    answer = await rig.client.post(
+        "/v1/responses",
+        json={
+            "model": "m",
+            "previous_response_id": first.id,
+            "tools": [BOX],
+            "input": [question, approval(question["id"], approve=True)],
+        },
+    )
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "approval_changed")
+
+
+async def test_an_answer_that_comes_too_late_is_refused(
+    rig: Rig, client: AsyncOpenAI, redis: Redis
+) -> None:
+    first = await asked(rig, client, SEND)
+    loop, question = loop_of(rig, first), question_in(first)
+    field = "call:1.0"
+    text = await redis.hget(keys.job(loop.job_id), field)
+    assert text is not None
+    expires = str((await loop.job()).turns[0].calls[0].expires_ms).encode()
+    await redis.hset(keys.job(loop.job_id), field, text.replace(expires, b"1"))
+
+    with pytest.raises(openai.BadRequestError, match="has passed"):
+        await client.responses.create(
+            model="m",
+            previous_response_id=first.id,
+            tools=[BOX],
+            input=[approval(question.id, approve=True)],
+        )
+
+
+async def test_without_an_answer_the_model_is_told_that_nothing_was_approved(
+    rig: Rig, client: AsyncOpenAI
+) -> None:
+    first = await asked(rig, client, SEND)
+    follow = await client.responses.create(
+        model="m", background=True, previous_response_id=first.id, input="never mind"
+    )
+
+    messages = (await loop_of(rig, follow).job()).request.body["messages"]
+    assert [message["role"] for message in messages] == ["user", "assistant", "tool", "user"]
+    assert "not approved" in messages[2]["content"]
+
+
+async def test_who_may_approve_is_said_by_scope_and_by_policy(
+    tool_settings: ApiSettings, store: RedisStore, broker: FakeBroker, redis: Redis
+) -> None:
+    fields = {"keys_source": "redis", "anonymous_access": AnonymousAccess.OFF}
+    policy = {"approvals_by_another_key": True}
+    settings = ApiSettings(**(tool_settings.model_dump() | fields | policy))
+    scopes = ("jobs:read", "jobs:write", "approvals")
+    asking, approving, unable, foreign = [
+        (await headers_of(redis, tenant, *allowed))["authorization"].removeprefix("Bearer ")
+        for tenant, allowed in [
+            *(("acme", scopes), ("acme", scopes), ("acme", scopes[:2]), ("other", scopes))
+        ]
+    ]
+    async with rig_over(settings, store, broker) as rig:
+        base = f"{rig.url}/v1"
+        async with AsyncOpenAI(base_url=base, api_key=asking, max_retries=0) as client:
+            first = await asked(rig, client, SEND)
+        call = {"model": "m", "background": True, "previous_response_id": first.id}
+        call |= {"tools": [BOX], "input": [approval(question_in(first).id, approve=True)]}
+        found = [
+            await rig.client.post(
+                "/v1/responses", json=call, headers={"authorization": f"Bearer {key}"}
+            )
+            for key in (asking, unable, foreign, approving)
+        ]
+
+    assert [answer.status_code for answer in found] == [403, 403, 400, 200]
+    assert "another key" in found[0].text
+    assert "lacks the scope approvals" in found[1].text
+    assert found[2].json()["error"]["code"] == "previous_response_not_found"
