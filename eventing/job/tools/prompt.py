@@ -46,4 +46,6 @@ def turn_messages(turn: Turn) -> list[dict[str, Any]]:
 
 def _result(call: ToolCall, mark: str) -> dict[str, Any]:
     text = call.output if call.state.is_final else _UNDECIDED
-    return {"role": "tool", "tool_call_id": call.call_id, "content": fenced(text, mark) if call.server else text}
+    is_of_caller = call.carried and not call.server
+    content = text if is_of_caller else fenced(text, mark)
+    return {"role": "tool", "tool_call_id": call.call_id, "content": content}
