@@ -116,7 +116,7 @@ async def test_an_approved_call_runs_in_the_next_response_and_its_siblings_do_no
     ]
     assert (question.name, question.arguments) == ("send", '{"to": "ann"}')
     assert [message["role"] for message in prompt] == ["user", "assistant", "tool", "tool"]
-    assert [message["content"] for message in prompt[2:]] == ["A", "sent"]
+    assert ["A" in prompt[2]["content"], "sent" in prompt[3]["content"]] == [True, True]
     assert [event.sequence_number for event in events] == list(range(len(events)))
     response = events[-1].response  # type: ignore[union-attr]
     assert [item.type for item in response.output] == ["mcp_list_tools", "mcp_call", "message"]
@@ -144,7 +144,7 @@ async def test_a_denied_call_is_not_run_and_the_model_is_told_why(
     loop = loop_of(rig, follow)
     await loop.list_tools("box")
     await loop.decide()
-    assert (await loop.job()).to_run.body["messages"][-1]["content"] == "too dear"
+    assert "too dear" in (await loop.job()).to_run.body["messages"][-1]["content"]
     await loop.answer("Then not.")
     await loop.decide()
 
@@ -228,7 +228,8 @@ async def test_a_function_of_the_caller_and_an_approval_are_answered_together(
     assert [message["role"] for message in messages] == [
         *("user", "assistant", "tool", "tool", "user")
     ]
-    assert [message["content"] for message in messages[2:]] == ["sent", "42", "and hurry"]
+    assert "sent" in messages[2]["content"]
+    assert [message["content"] for message in messages[3:]] == ["42", "and hurry"]
 
 
 @pytest.mark.parametrize(
