@@ -69,6 +69,9 @@ test-properties: install ## Other examples of the property tests than the ones C
 test-failovers: install ## Fail the store over by real sentinels, 50 times (FAILOVERS=n), under load
 	@TORPOR_FAILOVERS=$(or $(FAILOVERS),50) $(BIN)/pytest -q tests/faults/test_failover.py
 
+test-turns: install ## Kill the predictor all along loops of five turns, SEEDS=20 of them with KILLS=60
+	@TORPOR_TURN_SEEDS=$(or $(SEEDS),20) TORPOR_TURN_KILLS=$(or $(KILLS),60) $(BIN)/pytest -q tests/faults/test_tool_turns.py
+
 soak: install ## Two api, two broker, three predictors under random faults for MINUTES=30; SEED=n draws the same again
 	@TORPOR_SOAK_MINUTES=$(or $(MINUTES),30) TORPOR_SOAK_SEED=$(or $(SEED),$$RANDOM) $(BIN)/pytest -q -s tests/faults/test_soak.py
 
@@ -142,5 +145,5 @@ images-push: ## Push what `make images` built
 clean: ## Remove what was made, but not the state in .torpor
 	@rm -rf $(VENV) .site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help demo up test install format lint docs reference types test-unit test-faults test-properties test-failovers soak mutate test-gpu check clean \
+.PHONY: help demo up test install format lint docs reference types test-unit test-faults test-properties test-failovers test-turns soak mutate test-gpu check clean \
   wheel sbom bench bench-peers manifests manifests-lint images-lint images images-push test-containers

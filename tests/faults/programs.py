@@ -15,6 +15,7 @@ from typing import Any, Final
 import aiohttp
 import pytest
 
+from eventing.cloudevent.tool_event import CALLED
 from tests.redis_server import VALKEY, die_with_parent, free_port
 
 QUEUE: Final = "requests-seeded"
@@ -156,6 +157,8 @@ class Tuning:
     api_env: tuple[tuple[str, str], ...] = ()
     steps: tuple[Any, ...] = ()
     """The plan of the model, as `pipelines.yaml` has it; none for none."""
+    tools: tuple[tuple[str, Any], ...] = ()
+    """Tool servers by label, as `tools.yaml` has them; the plan has the steps `list-tools` and `tools` then."""
     step_retry: int = 1000
     steps_are_refused: bool = False
     """Deliveries go to the steps process itself: when it is down, the connection is refused. A proxy would take it."""
@@ -176,7 +179,14 @@ class Tuning:
             return {}
         path = folder / "pipelines.yaml"
         path.write_text(json.dumps({"seeded": {"steps": self.steps}}))
-        return {"TORPOR_PIPELINES_FILE": str(path)}
+        return {"TORPOR_PIPELINES_FILE": str(path)} | self._write_tools(folder)
+
+    def _write_tools(self, folder: Path) -> dict[str, str]:
+        if not self.tools:
+            return {}
+        path = folder / "tools.yaml"
+        path.write_text(json.dumps({"servers": dict(self.tools)}))
+        return {"TORPOR_TOOLS_FILE": str(path)}
 
 
 def port_of(program: Program) -> int:
@@ -240,6 +250,9 @@ def _triggers(tuning: Tuning, delivery_port: int, steps_port: int) -> str:
         name = step if isinstance(step, str) else step["step"]
         wanted = {"type": planned, "step": name}
         made.append(_trigger(tuning, f"step-{name}", wanted, steps_port, tuning.step_retry))
+    for label, _ in tuning.tools:
+        wanted = {"type": CALLED, "toolserver": label}
+        made.append(_trigger(tuning, f"tool-{label}", wanted, steps_port, tuning.step_retry))
     return "\n---\n".join(made)
 
 
@@ -308,6 +321,7 @@ def new_steps(
         "TORPOR_STEPS_PORT": str(port),
         **tuning.store_env(redis_port),
         "TORPOR_QUEUE_TRIGGERS_FILE": str(folder / "triggers.yaml"),
+        "TORPOR_FILES_URL": f"file://{folder}/files",
         "TORPOR_DRAIN_GRACE_S": "1",
     }
     health = f"http://127.0.0.1:{port}/readyz"

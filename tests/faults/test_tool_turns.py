@@ -1,0 +1,198 @@
+"""A loop of five turns whose predictor is killed: text, calls, usage and stream are those of an unbroken run."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+import pytest
+
+from eventing.job.job import Job, JobId
+from eventing.job.store import EntryKind
+from tests.faults.processes import System, running
+from tests.faults.programs import Tuning, Zygote
+from tests.faults.tool_server import ToolServer, tool_server
+
+pytestmark = pytest.mark.timeout(1800)
+SEEDS = int(os.environ.get("TORPOR_TURN_SEEDS", "2"))
+KILLS = int(os.environ.get("TORPOR_TURN_KILLS", "5"))
+"""How many kills are spread over one loop; `make test-turns` takes 20 seeds and 60 kills."""
+NAME = "shop__shop"
+
+
+def turns(seed: int) -> list[dict[str, Any]]:
+    """Four turns with calls, two of them at once in the second, and the answer. The third can not be continued."""
+
+    def call(n: int) -> dict[str, Any]:
+        return {"name": NAME, "arguments": {"item": f"item {n} of {seed}", "count": n}}
+
+    return [
+        {"text": "I look it up.", "reasoning_tokens": 4, "calls": [call(1)]},
+        {"text": "Two more are needed.", "calls": [call(2), call(3)]},
+        {"calls": [call(4)], "resumable": False},
+        {"text": "One last look, at length, since it is long.", "calls": [call(5)]},
+        {"text": f"So it is, said seed {seed}, after all of that and no less than five calls."},
+    ]
+
+
+def line(seed: int) -> dict[str, Any]:
+    return {
+        "url": "/v1/chat/completions",
+        "body": {
+            "model": "seeded",
+            "messages": [{"role": "user", "content": f"How is it, {seed}?"}],
+            "seed": seed,
+            "seeded": {"turns": turns(seed)},
+        },
+    }
+
+
+@asynccontextmanager
+async def shop(zygote: Zygote, folder: Path) -> AsyncIterator[tuple[System, ToolServer]]:
+    """A system whose model has one tool."""
+    async with tool_server() as tool:
+        known = {
+            "kind": "function",
+            "url": tool.url,
+            "tenants": ["*"],
+            "effect": "keyed",
+            "approval": "never",
+            "trusted": True,
+            "description": "Says what there is of an item.",
+            "parameters": {"type": "object"},
+        }
+        steps = ({"step": "list-tools", "settings": {"servers": ["shop"]}}, "tools")
+        tuning = Tuning(
+            steps=steps,
+            tools=(("shop", known),),
+            lease_s=0.6,
+            max_attempts=100,
+            tokens_per_s=100,
+            puts_itself=True,
+        )
+        async with running(zygote, folder, tuning) as system:
+            yield system, tool
+
+
+def shape(job: Job) -> dict[str, Any]:
+    """What an unbroken run and a broken one must have in common: all but ids, times and attempts."""
+    usage = job.usage or {}
+    return {
+        "state": job.state,
+        "text": (job.result or {})["choices"][0]["message"]["content"],
+        "turns": [
+            {
+                "text": turn.message.get("content"),
+                "thought": turn.message.get("reasoning"),
+                "tokens": (turn.begin, turn.end),
+                "used": {name: turn.usage.get(name) for name in COUNTS},
+                "calls": [
+                    (call.name, call.arguments, call.state, call.output, call.sends)
+                    for call in turn.calls
+                ],
+            }
+            for turn in job.turns
+        ],
+        "usage": {name: usage.get(name) for name in COUNTS},
+        "tokens": job.token_count,
+    }
+
+
+COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
+
+
+async def streamed(system: System, job_id: str) -> list[tuple[int, str, str]]:
+    """What is left of the job's stream: token by token its id, and what was shown in all."""
+    ids: dict[int, int] = {}
+    texts: dict[int, list[dict[str, Any]]] = {}
+    told: list[tuple[int, str, str]] = []
+    for entry in await system.store.read_stream(JobId(job_id), "", 100_000):
+        match entry.kind:
+            case EntryKind.ATTEMPT if entry.is_restart:
+                ids = {at: each for at, each in ids.items() if at < entry.index}
+                texts = {at: each for at, each in texts.items() if at < entry.index}
+            case EntryKind.TOKENS:
+                ids |= dict(enumerate(entry.token_ids, entry.index))
+                texts.setdefault(entry.index, []).extend(orjson.loads(entry.delta or "[]"))
+            case EntryKind.TURN:
+                told.append((entry.index, "turn", str(entry.turn)))
+    said = [delta for at in sorted(texts) for delta in texts[at]]
+    return [
+        *told,
+        (len(ids), "ids", str([ids[at] for at in sorted(ids)])),
+        *((0, kind, text) for kind, text in _joined(said).items()),
+    ]
+
+
+def _joined(said: Sequence[dict[str, Any]]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for each in said:
+        delta = each["delta"]
+        for name in ("reasoning_content", "content"):
+            found[name] = found.get(name, "") + (delta.get(name) or "")
+        for call in delta.get("tool_calls") or ():
+            function = call["function"]
+            shown = f"<{function['name']}>" if function.get("name") else ""
+            found["calls"] = found.get("calls", "") + shown + (function.get("arguments") or "")
+    return found
+
+
+async def watched(system: System, http: aiohttp.ClientSession, job_id: str) -> list[str]:
+    """The events of one reader from the begin to the end, but for what tells of the wait alone."""
+    told: list[str] = []
+    url = f"{system.client.bases[0]}/v1/jobs/{job_id}/events"
+    async with http.get(url) as answer:
+        assert answer.status == 200
+        frames = await answer.text()
+    for frame in frames.split("\n\n"):
+        lines = dict(each.split(": ", 1) for each in frame.splitlines() if ": " in each)
+        if lines.get("event") in ("attempt", "tokens", "turn", "call", "gap"):
+            told.append(frame.removeprefix(" \n"))  # a line that keeps the connection alive
+    assert "event: result" in frames
+    return told
+
+
+async def test_a_predictor_is_killed_all_along_a_loop_of_five_turns(
+    zygote: Zygote, tmp_path: Path
+) -> None:
+    async with shop(zygote, tmp_path) as (system, tool), aiohttp.ClientSession() as http:
+        plain = [await system.client.submit(line(seed), f"p{seed}") for seed in range(SEEDS)]
+        await system.ended(plain, within_s=120)
+        unbroken = [await job_of(system, job_id) for job_id in plain]
+        length = min(job.token_count for job in unbroken)
+        assert [len(job.turns) for job in unbroken] == [4] * SEEDS, unbroken
+        assert length > 60
+
+        hurt = [await system.client.submit(line(seed), f"k{seed}") for seed in range(SEEDS)]
+        readers = [asyncio.ensure_future(watched(system, http, job_id)) for job_id in hurt]
+        for number in range(KILLS):
+            await reached(system, hurt[number % SEEDS], length * (number + 1) // (KILLS + 1))
+            await system.predictor.restart()
+        await system.ended(hurt, within_s=240)
+
+        for seed, job_id in enumerate(hurt):
+            job = await job_of(system, job_id)
+            assert shape(job) == shape(unbroken[seed])
+            assert await streamed(system, job_id) == await streamed(system, plain[seed])
+            assert await readers[seed] == await watched(system, http, job_id)
+        assert {count for count in tool.sends.values()} == {1}
+        assert len(tool.sends) == 2 * 5 * SEEDS
+
+
+async def job_of(system: System, job_id: str) -> Job:
+    job = await system.store.get(JobId(job_id))
+    assert job is not None
+    return job
+
+
+async def reached(system: System, job_id: str, count: int) -> None:
+    """Return when the job has so many tokens, or has ended."""
+    async with asyncio.timeout(120):
+        while (await system.token_counts([job_id]))[0] < count:
+            if (await job_of(system, job_id)).state.is_terminal:
+                return
+            await asyncio.sleep(0.003)
