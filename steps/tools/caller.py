@@ -231,7 +231,7 @@ class Caller:
             return CallEnd(state=CallState.IN_DOUBT, reason=str(error))
         except (NotInstalled, Unavailable) as error:
             return CallEnd(state=CallState.PENDING, reason=error.message)
-        return await self._ended(job, call, send, answer)
+        return await self._ended(job, call, target, send, answer)
 
     async def _call_mcp(self, call: ToolCall, target: Target, outgoing: Outgoing) -> Answer:
         client = self._deps.clients.mcp()
@@ -260,20 +260,22 @@ class Caller:
         text = f"The tool could not be reached: {reason}."
         return CallEnd(state=CallState.RETURNED, output=text, is_error=True, reason="unreachable")
 
-    async def _ended(self, job: Job, call: ToolCall, send: int, answer: Answer) -> CallEnd:
+    async def _ended(
+        self, job: Job, call: ToolCall, target: Target, send: int, answer: Answer
+    ) -> CallEnd:
         """What an answer means for the call."""
         match answer:
             case Result():
-                return await self._returned(job, call, answer)
+                return await self._returned(job, call, target, answer)
             case Later(handle=handle, poll_ms=poll_ms):
                 await self._end(job, call, send, CallEnd(state=CallState.ACCEPTED, handle=handle))
                 return await self._later(job, call, send, handle, poll_ms)
             case Asks(requests=requests, state=state):
                 return _asked(call, requests, state, task="")
 
-    async def _returned(self, job: Job, call: ToolCall, result: Result) -> CallEnd:
-        """The result as it is stored. One that can not be kept as a whole is shown as far as it may be."""
-        shown = await self._deps.results.shown(job, call, result, self._deps.limits)
+    async def _returned(self, job: Job, call: ToolCall, target: Target, result: Result) -> CallEnd:
+        """The result as it is stored."""
+        shown = await self._deps.results.shown(job, call, result, self._deps.limits, target)
         return CallEnd(
             state=CallState.RETURNED,
             output=shown.output,
@@ -305,7 +307,7 @@ class Caller:
                 return accepted
             match answer:
                 case Result():
-                    return await self._returned(job, call, answer)
+                    return await self._returned(job, call, target, answer)
                 case Asks(requests=requests, state=state):
                     return _asked(call, requests, state, task=name)
                 case Later(poll_ms=asked_ms):

@@ -16,7 +16,7 @@ from eventing.job.job import Job
 from eventing.job.tools.call import CallState, ToolCall
 from eventing.job.tools.limits import ToolLimits, most_equal
 from eventing.store.objects.object_store import ObjectStore
-from steps.tools.client.answer import Result
+from steps.tools.client.answer import Result, Target
 
 FOLDER: Final = "tool-results"
 """Below the files of the installation: a folder a job, an object a call."""
@@ -40,9 +40,11 @@ class ToolResults:
     def __init__(self, objects: ObjectStore) -> None:
         self._objects = objects
 
-    async def shown(self, job: Job, call: ToolCall, result: Result, limits: ToolLimits) -> Shown:
+    async def shown(
+        self, job: Job, call: ToolCall, result: Result, limits: ToolLimits, target: Target
+    ) -> Shown:
         """What the model is shown; the whole is kept where that is a part of it. Raises `ObjectsUnavailable`."""
-        text, notes = text_of(result), notes_of(job, call, limits)
+        text, notes = target.without_credentials(text_of(result)), notes_of(job, call, limits)
         whole = text.encode("utf-8", "replace")
         if len(whole) <= limits.shown_bytes:
             return Shown(

@@ -13,11 +13,12 @@ from typing import Final
 import orjson
 from yarl import URL
 
+from eventing.errors import InvalidJob
 from eventing.job.job import Job
 from eventing.job.tools.asked import AskedServer, asked_servers
 from eventing.job.tools.sealed import Binding, NotSealedHere, SealingKeys, origin_of, unseal
 from eventing.job.tools.server import ToolConfig, ToolServer
-from eventing.process.egress import AllowList
+from eventing.process.egress import AllowList, check_url
 from steps.tools.client.answer import Refused, Target
 
 _HEADER: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]{0,63}): ?(\S.*)\Z")
@@ -86,7 +87,12 @@ class Targets:
         url = server.url if server else asked.url if asked else ""
         if not url or (server is None and not self._config.allows_urls(job.tenant)):
             raise Refused("server_gone", f"there is no tool server {label} for this job")
-        origin = origin_of(url)
+        allowed = operators_own(url) if server else AllowList()
+        try:
+            check_url(url, allowed, "server_url")
+            origin = origin_of(url)
+        except (InvalidJob, ValueError) as error:
+            raise Refused("address_refused", str(error)) from error
         if pinned_origin and origin != pinned_origin:
             raise Refused("server_moved", f"the tool server {label} has another address by now")
         headers = self._credentials.named(server.credential if server else "")
@@ -95,7 +101,7 @@ class Targets:
             label=label,
             url=url,
             origin=origin,
-            allowed=operators_own(url) if server else AllowList(),
+            allowed=allowed,
             headers=headers,
         )
 

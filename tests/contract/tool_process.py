@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from api.job.sealing import Sealing, with_sealed
 from eventing.broker.intake import Intake
 from eventing.broker.queue import Queue
 from eventing.cloudevent.event import Event, build_binary
@@ -94,6 +95,8 @@ class ToolProcess:
         whole = {"model": "m", "messages": [{"role": "user", "content": "go"}], **body}
         request = JobRequest(url="/v1/chat/completions", body=whole)
         new: NewJob = replace(new_job(), request=request, plan=Plan(steps=(before, after)))
+        own = self.server.settings
+        new = with_sealed(new, Sealing(config=own.tools, keys=own.sealing_keys))
         await Intake(self.server.runner._deps.store, self.server.route).submit(new)
 
     async def job(self) -> Job:

@@ -19,7 +19,7 @@ _NAMES: Final = rf"[a-z0-9]+_[a-z0-9_]+|unused\d+|(?:{'|'.join(_WORDS)})"
 """What stands in angle brackets and is no markup: names with an underscore, and those that have a part in a chat."""
 _SPECIAL: Final = re.compile(
     rf"<(?=\s*/?\s*(?:[{_BARS}]|(?:{_NAMES})\s*>|<\s*/?\s*SYS))|[{_BARS}](?=>)"
-    r"|\[(?=(?-i:/?(?:INST|SYS|CLS|SEP|PAD|UNK|MASK|BOS|EOS|[A-Z]+(?:_[A-Z]+)+)\]))",
+    r"|\[(?=(?-i:/?(?:INST|SYS|CLS|SEP|PAD|UNK|g?MASK|BOS|EOS|[A-Z]+(?:_[A-Z]+)+)\]))",
     re.IGNORECASE,
 )
 _HIDDEN: Final = re.compile(

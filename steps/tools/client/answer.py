@@ -6,9 +6,11 @@ is sent again.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from eventing.process.egress import AllowList
+
+_SHORTEST_SECRET: Final = 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +22,14 @@ class Target:
     origin: str
     allowed: AllowList = field(default_factory=AllowList)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def without_credentials(self, text: str) -> str:
+        """A text of the server without the credentials that it was sent, which some servers repeat in errors."""
+        for value in self.headers.values():
+            for secret in (value, value.partition(" ")[2]):
+                if len(secret) >= _SHORTEST_SECRET:
+                    text = text.replace(secret, "[credential]")
+        return text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
