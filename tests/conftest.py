@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import count
 from pathlib import Path
 
+import httpx
 import hypothesis
 import pytest
 from redis.asyncio import Redis
@@ -15,7 +16,7 @@ from redis.asyncio import Redis
 from eventing.redis.connection import connect
 from eventing.store.redis_store import RedisStore
 from tests.redis_server import RedisServer, free_port
-from tests.time_limits import STORE_S
+from tests.time_limits import HANG_S, STORE_S
 
 # How long an example takes says more of the machine than of the property; pytest-timeout bounds it.
 _SLOW_IS_FINE = [hypothesis.HealthCheck.too_slow]
@@ -25,6 +26,9 @@ _SETTINGS = hypothesis.settings(deadline=None, suppress_health_check=_SLOW_IS_FI
 hypothesis.settings.register_profile("torpor", _SETTINGS, derandomize=True)
 hypothesis.settings.register_profile("search", _SETTINGS, max_examples=2_000)
 hypothesis.settings.load_profile("torpor")
+# httpx gives up after five seconds by default, and only tests use it.
+for _phase in ("connect", "read", "write", "pool"):
+    setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, _phase, HANG_S)
 
 LONG_FILES = (Path(__file__).parent / "long_files.txt").read_text().split()
 """Files of more than ten seconds, about the longest first, as `--durations` shows them."""

@@ -67,7 +67,7 @@ class StorePods:
     def script(self, number: int, name: str) -> int:
         """Run a script of a pod to its end; give its exit status."""
         words = ["sh", str(SCRIPTS / name)]
-        return subprocess.run(words, env=self.environment(number), timeout=60).returncode
+        return subprocess.run(words, env=self.environment(number), timeout=120).returncode
 
     def start(self, number: int) -> None:
         self.disk(number).mkdir(exist_ok=True)
@@ -86,7 +86,7 @@ class StorePods:
             process = self.running.pop((number, name), None)
             if process is not None:
                 process.send_signal(how)
-                process.wait(20)
+                process.wait(60)
 
     def lose_disk(self, number: int) -> None:
         shutil.rmtree(self.disk(number))

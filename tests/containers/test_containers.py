@@ -57,7 +57,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Image
         pytest.skip(str(error))
     can = [*podman(), "run", "--rm", "--network", "none", "--ulimit", "nofile=1024:1024"]
     can += ["--ulimit", "nproc=4096:4096", "--cap-drop", "ALL", "--memory", "64m", *root]
-    tried = subprocess.run([*can, "/bin/true"], capture_output=True, text=True, timeout=60)
+    tried = subprocess.run([*can, "/bin/true"], capture_output=True, text=True, timeout=120)
     if tried.returncode:
         pytest.skip(f"no container runs here: {tried.stderr.strip()[-200:]}")
     folder = tmp_path_factory.mktemp("images")
@@ -71,12 +71,12 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Image
         "store": store_image(),
     }
     # The engine leaves a mount of its storage in the caller's cache, which could not be removed then.
-    subprocess.run(["umount", str(CACHE / "pods/overlay")], capture_output=True, timeout=60)
+    subprocess.run(["umount", str(CACHE / "pods/overlay")], capture_output=True, timeout=120)
 
 
 def test_the_engine_takes_a_cache_folder_of_any_length(tmp_path: Path) -> None:
     flags = storage(tmp_path / ("a" * 60))
-    said = subprocess.run(["podman", *flags, "info"], capture_output=True, text=True, timeout=60)
+    said = subprocess.run(["podman", *flags, "info"], capture_output=True, text=True, timeout=120)
     shutil.rmtree(flags[flags.index("--runroot") + 1], ignore_errors=True)
     assert said.returncode == 0, said.stderr
 
@@ -114,7 +114,7 @@ class Pods:
         headers = {"authorization": f"Bearer {key}"}
         url = f"http://127.0.0.1:8000{path}"
         return self.node.call(
-            lambda: httpx.request(method, url, headers=headers, timeout=30, **more)
+            lambda: httpx.request(method, url, headers=headers, timeout=120, **more)
         )
 
     def submit(self, tokens_per_s: float) -> str:

@@ -168,7 +168,7 @@ def test_a_local_model_first_a_provider_when_it_must(tmp_path: Path) -> None:
                 [sys.executable, ROOT / "examples" / "local_first.py"],
                 capture_output=True,
                 text=True,
-                timeout=60,
+                timeout=120,
                 env=os.environ | {"TORPOR_API_URL": api},
             )
     finally:

@@ -172,4 +172,4 @@ def planned_stack(
 def openai_client(stack: LocalStack) -> OpenAI:
     """OpenAI's client for the stack; it tries nothing again."""
     url = stack.addresses["api"] + "/v1"
-    return OpenAI(base_url=url, api_key="none", timeout=60, max_retries=0)
+    return OpenAI(base_url=url, api_key="none", timeout=120, max_retries=0)

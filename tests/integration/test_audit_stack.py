@@ -68,7 +68,7 @@ def stack(
 async def client(stack: LocalStack) -> AsyncIterator[AsyncOpenAI]:
     """With a vector store that has the text, and a critic whose golden run is known."""
     url = stack.addresses["api"] + "/v1"
-    async with AsyncOpenAI(base_url=url, api_key="none", timeout=60) as made:
+    async with AsyncOpenAI(base_url=url, api_key="none", timeout=120) as made:
         store = await made.vector_stores.create(name="library")
         await made.vector_stores.files.upload_and_poll(
             vector_store_id=store.id, file=("book.md", TEXT), poll_interval_ms=100

@@ -32,7 +32,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
 
 def client_of(stack: LocalStack) -> httpx.AsyncClient:
     limits = httpx.Limits(max_connections=2 * CALLS)
-    return httpx.AsyncClient(base_url=stack.addresses["api"], timeout=60, limits=limits)
+    return httpx.AsyncClient(base_url=stack.addresses["api"], timeout=120, limits=limits)
 
 
 def replicas(stack: LocalStack) -> list[Any]:

@@ -128,7 +128,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         running.callback(stack.stop)  # also where what follows fails
         done.secrets = secrets_of(stack) | {"API key": text, "broker token": BROKER_TOKEN}
         done.secrets |= {"token": signed(there.url), "expired token": signed(there.url, age_s=900)}
-        with httpx.Client(base_url=stack.addresses["api"], timeout=30) as client:
+        with httpx.Client(base_url=stack.addresses["api"], timeout=120) as client:
             client.headers["authorization"] = f"Bearer {text}"
             done.secrets["webhook secret"] = register(client, there)
             done.outputs = work(client, done)
@@ -239,7 +239,7 @@ def knock(client: httpx.Client, stack: LocalStack, done: Run) -> None:
                 door,
                 content=content,
                 headers={"authorization": f"Bearer {TOKEN}", "ce-id": KEY},
-                timeout=10,
+                timeout=120,
             )
             done.texts[f"{part} said to {content[:12]}"] = answer.text
             done.tried.add(f"{part}: {answer.status_code}")

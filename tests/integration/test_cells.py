@@ -39,7 +39,7 @@ class Tenant:
 
     def get(self, cell: LocalStack, path: str, **query: str) -> httpx.Response:
         url = f"{cell.addresses['api']}{path}"
-        return httpx.get(url, params=query, headers=self._headers, timeout=40)
+        return httpx.get(url, params=query, headers=self._headers, timeout=120)
 
     def open_jobs(self, cell: LocalStack) -> list[Any]:
         """What the operator looks at before the old cell is taken down."""

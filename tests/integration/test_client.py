@@ -23,7 +23,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
 async def test_a_job_is_submitted_waited_for_and_read(stack: LocalStack) -> None:
     async with AsyncClient(stack.addresses["api"]) as torpor:
         job = await torpor.submit("Why?", body={"max_tokens": 4}, metadata={"order": "17"})
-        done = await torpor.wait(job.id, timeout_s=60)
+        done = await torpor.wait(job.id, timeout_s=120)
 
     assert done.state == "completed"
     assert done.text

@@ -31,7 +31,7 @@ def typed(
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=120,
     )
     assert shown.returncode == code, shown.stderr
     assert "Traceback" not in shown.stderr
@@ -163,7 +163,7 @@ def test_an_answer_goes_on_over_a_restart_of_the_api(stack: LocalStack) -> None:
                 break
         (api,) = [p for p in stack.children() if _command(p).endswith("-m api")]
         os.kill(api, signal.SIGKILL)
-        answer, rest = asking.communicate(timeout=90)
+        answer, rest = asking.communicate(timeout=120)
 
     job_id = json.loads(typed(stack, "jobs", "--limit", "1", "--json").stdout)["data"][0]["id"]
     whole = stack.job(job_id, include="result")["result"]["choices"][0]["message"]["content"]
@@ -177,7 +177,7 @@ def test_a_stack_starts_behind_the_terminal_and_ends_by_command(tmp_path: Path) 
     where = ["--data-dir", str(folder)]
     up = [TORPOR, "up", "--engine", "seeded", "--port", "0", "--broker-port", "0", "--detach"]
 
-    started = subprocess.run([*up, *where], capture_output=True, text=True, timeout=90)
+    started = subprocess.run([*up, *where], capture_output=True, text=True, timeout=120)
     try:
         assert started.returncode == 0, started.stderr
         hint = started.stderr.split("try ")[1].splitlines()[0]
@@ -201,7 +201,7 @@ def test_a_stack_that_cannot_start_behind_the_terminal_says_why(tmp_path: Path) 
     up = [TORPOR, "up", "--engine", "vllm", "--model", str(tmp_path), "--detach"]
     up += ["--port", "0", "--broker-port", "0", "--data-dir", str(tmp_path / "data")]
 
-    started = subprocess.run(up, capture_output=True, text=True, timeout=90)
+    started = subprocess.run(up, capture_output=True, text=True, timeout=120)
 
     assert started.returncode == 1
     assert "holds no model" in started.stderr.splitlines()[-1]

@@ -48,7 +48,7 @@ def test_ctrl_c_in_the_middle_ends_it_with_one_line_and_no_process(tmp_path: Pat
             if "202 accepted" in line:
                 break
         demo.send_signal(signal.SIGINT)
-        _, rest = demo.communicate(timeout=60)
+        _, rest = demo.communicate(timeout=120)
 
     assert demo.returncode == 130
     assert rest.splitlines()[-1].startswith("stopped: no process is left")
@@ -59,7 +59,7 @@ def test_ctrl_c_in_the_middle_ends_it_with_one_line_and_no_process(tmp_path: Pat
 def test_a_refusal_of_the_api_ends_the_demo_with_one_line_and_no_process(tmp_path: Path) -> None:
     command = [TORPOR, "demo", "--engine", "seeded", "--max-tokens", "999999"]
     demo = subprocess.run(
-        [*command, "--data-dir", str(tmp_path)], capture_output=True, text=True, timeout=60
+        [*command, "--data-dir", str(tmp_path)], capture_output=True, text=True, timeout=120
     )
 
     assert demo.returncode == 1

@@ -50,7 +50,7 @@ def test_an_example_prints_the_whole_answer(stack: LocalStack, command: list[str
         cwd=EXAMPLES,
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=120,
         env=os.environ | {"TORPOR_API_URL": stack.addresses["api"]},
     )
 
@@ -71,7 +71,7 @@ def test_the_usage_of_days_is_printed_and_written(stack: LocalStack, tmp_path: P
             cwd=EXAMPLES,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=120,
             env=os.environ | {"TORPOR_API_URL": stack.addresses["api"]},
         )
         assert shown.returncode == 0, shown.stderr

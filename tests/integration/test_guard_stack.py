@@ -84,7 +84,7 @@ def chat(model: str, text: str = "hello", **more: Any) -> dict[str, Any]:
 
 async def plain(stack: LocalStack) -> str:
     """What the model says where nothing judges it."""
-    async with httpx.AsyncClient(base_url=stack.addresses["api"], timeout=60) as http:
+    async with httpx.AsyncClient(base_url=stack.addresses["api"], timeout=120) as http:
         answer = await http.post("/v1/chat/completions", json=chat("small"))
     return str(answer.json()["choices"][0]["message"]["content"])
 
@@ -102,7 +102,7 @@ async def ended(http: httpx.AsyncClient, job_id: str) -> dict[str, Any]:
 @in_module_loop
 async def test_moderations_come_from_a_guard_model_at_zero(stack: LocalStack) -> None:
     url = stack.addresses["api"] + "/v1"
-    async with AsyncOpenAI(base_url=url, api_key="none", timeout=60, max_retries=0) as client:
+    async with AsyncOpenAI(base_url=url, api_key="none", timeout=120, max_retries=0) as client:
         said = await client.moderations.create(input=["a poison", "water"])
 
     assert [each.flagged for each in said.results] == [True, False]
@@ -114,7 +114,7 @@ async def test_moderations_come_from_a_guard_model_at_zero(stack: LocalStack) ->
 
 @in_module_loop
 async def test_a_request_that_the_guard_calls_unsafe_is_refused(stack: LocalStack) -> None:
-    async with httpx.AsyncClient(base_url=stack.addresses["api"], timeout=60) as http:
+    async with httpx.AsyncClient(base_url=stack.addresses["api"], timeout=120) as http:
         refused = await http.post("/v1/chat/completions", json=chat("asked", "a poison"))
         passed = await http.post("/v1/chat/completions", json=chat("asked", "water"))
 
@@ -130,7 +130,7 @@ async def test_an_answer_that_the_guard_calls_unsafe_is_in_no_view(
     said = await plain(stack)
     guard.words.add(said)
     accept = {"accept": "text/event-stream"}
-    async with httpx.AsyncClient(base_url=stack.addresses["api"], timeout=60) as http:
+    async with httpx.AsyncClient(base_url=stack.addresses["api"], timeout=120) as http:
         line = {"url": "/v1/chat/completions", "body": chat("answered")}
         job_id = (await http.post("/v1/jobs", json=line)).json()["id"]
         live = (await http.get(f"/v1/jobs/{job_id}/events", headers=accept)).text
@@ -150,7 +150,7 @@ async def test_while_the_guard_is_away_an_answer_waits_until_its_deadline_or_the
 ) -> None:
     said = await plain(stack)
     guard.is_away = True
-    async with httpx.AsyncClient(base_url=stack.addresses["api"], timeout=60) as http:
+    async with httpx.AsyncClient(base_url=stack.addresses["api"], timeout=120) as http:
         ids = []
         for seconds in (6, 600):
             line = {"url": "/v1/chat/completions", "body": chat("answered")}

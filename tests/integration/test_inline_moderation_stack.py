@@ -106,7 +106,7 @@ def test_a_blocked_answer_is_shown_by_no_view(client: OpenAI, stack: LocalStack)
     api = stack.addresses["api"]
     job_id = httpx.post(f"{api}/v1/jobs", json=line).json()["id"]
     accept = {"accept": "text/event-stream"}
-    live = httpx.get(f"{api}/v1/jobs/{job_id}/events", headers=accept, timeout=60).text
+    live = httpx.get(f"{api}/v1/jobs/{job_id}/events", headers=accept, timeout=120).text
     job = stack.job(job_id, wait_s=30)
     said = client.chat.completions.create(**chat("HELLO", policy(output="block")))
 

@@ -121,7 +121,7 @@ def report_of(stack: LocalStack) -> dict[str, Any]:
         [TORPOR, "report", "--since", "1h", "--json", "--data-dir", str(stack.folder)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     usage: dict[str, Any] = json.loads(said.stdout)
     return usage
@@ -144,7 +144,7 @@ def test_top_shows_queue_replicas_and_cost(stack: LocalStack) -> None:
         [TORPOR, "top", "--once", "--every", "0.5", "--data-dir", str(stack.folder)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
 
     assert said.returncode == 0, said.stderr

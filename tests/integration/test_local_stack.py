@@ -42,7 +42,7 @@ def torpor(stack: LocalStack, *arguments: str, stdin: str = "") -> subprocess.Co
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
 
 
@@ -191,7 +191,7 @@ def test_a_second_signal_does_not_wait_for_the_thinkers_and_leaves_no_process(
 
     stack.send(signal.SIGINT)
     stack.until(lambda: "Ctrl-C again" in stack.said())
-    status = stack.stop(signal.SIGINT, timeout_s=60)
+    status = stack.stop(signal.SIGINT, timeout_s=120)
 
     assert status == 0
     assert "Traceback" not in stack.said()
@@ -206,7 +206,7 @@ def test_a_start_that_is_interrupted_ends_without_going_on_to_the_next_part(tmp_
         assert starting.stderr is not None
         first = starting.stderr.readline()
         starting.send_signal(signal.SIGINT)
-        _, rest = starting.communicate(timeout=60)
+        _, rest = starting.communicate(timeout=120)
 
     assert "starting the embedded Valkey" in first
     assert starting.returncode == 0
@@ -291,7 +291,7 @@ def test_an_unreachable_api_is_one_clear_line(tmp_path: Path) -> None:
     assert "Traceback" not in refused.stderr
 
 
-def _up(folder: Path, *flags: str, timeout_s: float = 30) -> subprocess.CompletedProcess[str]:
+def _up(folder: Path, *flags: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
     base = [TORPOR, "up", "--engine", "seeded", "--port", "0", "--broker-port", "0"]
     return subprocess.run(
         [*base, "--data-dir", str(folder), *flags],
@@ -375,7 +375,7 @@ def test_events_that_come_as_the_autoscaler_sends_the_last_predictor_away_are_al
 async def submits_while_it_goes(address: str) -> list[str]:
     """The ids of 25 short jobs, spread over the 0.2 s in which an idle predictor ends."""
     line = {"url": "/v1/completions", "body": {"model": MODEL, "prompt": "x", "max_tokens": 1}}
-    async with httpx.AsyncClient(base_url=address, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=address, timeout=120) as client:
 
         async def one(number: int) -> str:
             await asyncio.sleep(number * 0.2 / 25)
@@ -404,7 +404,7 @@ def test_a_burst_at_zero_is_accepted_or_refused_with_503_and_the_queue_drains(
     most = 0
     completed: set[str] = set()
     deadline = time.monotonic() + 30 + BURST / 20
-    with httpx.Client(base_url=stack.addresses["api"], timeout=30) as client:
+    with httpx.Client(base_url=stack.addresses["api"], timeout=120) as client:
         while not accepted <= completed and time.monotonic() < deadline:
             most = max(most, len(stack.status()["replicas"]["list"]))
             completed = ids_of(client, "completed")
@@ -437,7 +437,7 @@ async def burst(address: str) -> list[httpx.Response]:
     }
     abreast = asyncio.Semaphore(200)
     limits = httpx.Limits(max_connections=200)
-    async with httpx.AsyncClient(base_url=address, limits=limits, timeout=30) as client:
+    async with httpx.AsyncClient(base_url=address, limits=limits, timeout=120) as client:
 
         async def one() -> httpx.Response:
             async with abreast:

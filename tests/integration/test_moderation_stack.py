@@ -47,7 +47,7 @@ def plain(stack: LocalStack, seed: int, tokens: int) -> str:
     """What the model says where nothing judges it."""
     asked = {**body(seed, tokens), "model": "small"}
     asked["seeded"] = {"output_tokens": tokens, "tokens_per_s": 0}
-    answer = httpx.post(f"{stack.addresses['api']}/v1/chat/completions", json=asked, timeout=60)
+    answer = httpx.post(f"{stack.addresses['api']}/v1/chat/completions", json=asked, timeout=120)
     return str(answer.json()["choices"][0]["message"]["content"])
 
 
@@ -79,7 +79,7 @@ async def all_views(stack: LocalStack, job_id: str, *, kills: bool = False) -> d
     """Everything that readers are sent of a job, from its beginning to its end."""
     url = f"{stack.addresses['api']}/v1/jobs/{job_id}"
     accept = {"accept": "text/event-stream"}
-    async with httpx.AsyncClient(timeout=60) as http:
+    async with httpx.AsyncClient(timeout=120) as http:
         live = asyncio.ensure_future(http.get(f"{url}/events", headers=accept))
         polls = []
         while not live.done():
@@ -133,7 +133,7 @@ async def test_a_request_that_rules_forbid_wakes_no_predictor(stack: LocalStack)
     asked = {**body(1, 5), "model": "guarded"}
     asked["messages"] = [{"role": "user", "content": "my card: 4111 1111 1111 1111"}]
 
-    async with httpx.AsyncClient(base_url=stack.addresses["api"], timeout=60) as http:
+    async with httpx.AsyncClient(base_url=stack.addresses["api"], timeout=120) as http:
         answer = await http.post("/v1/chat/completions", json=asked)
 
     assert answer.status_code == 400

@@ -37,7 +37,7 @@ def endpoint() -> Iterator[str]:
             time.sleep(0.05)
     yield url
     server.terminate()
-    server.wait(10)
+    server.wait(60)
 
 
 @pytest.fixture

@@ -75,7 +75,7 @@ class Forked:
     url: str
 
     async def deliver(self, event: Event) -> Answered:
-        return await deliver(self.url, event, timeout_s=60)
+        return await deliver(self.url, event, timeout_s=120)
 
     async def deliver_until_taken(self, event: Event) -> Answered:
         """As a broker does: again after a 409 or a 503."""
@@ -152,7 +152,7 @@ class Parent:
 
     def end(self) -> None:
         self.process.terminate()
-        self.process.wait(20)
+        self.process.wait(60)
         self._file.close()
         self._socket.close()
 

@@ -402,7 +402,7 @@ def _run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str
         env={"PATH": "/usr/bin:/bin"} | environment,
         capture_output=True,
         text=True,
-        timeout=40,
+        timeout=120,
         check=False,
     )
 

@@ -85,7 +85,7 @@ def api(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[Ap
         time.sleep(0.05)
     yield Api(port, process)
     process.kill()
-    process.wait(5)
+    process.wait(60)
 
 
 def _is_alive(port: int) -> bool:

@@ -117,4 +117,4 @@ def test_a_process_says_when_it_starts_and_when_its_store_goes_and_is_back(
         told = [line["event"] for line in loud if line["action"] != "start"]
         assert told == ["store is away"]
     process.process.send_signal(signal.SIGTERM)
-    assert process.process.wait(20) == 0
+    assert process.process.wait(60) == 0

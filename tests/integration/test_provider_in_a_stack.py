@@ -47,7 +47,7 @@ def stack(
 async def ask(stack: LocalStack, model: str) -> dict[str, Any]:
     """A chat call of a client that waits."""
     body = {"model": model, "messages": [{"role": "user", "content": "?"}]}
-    async with httpx.AsyncClient(timeout=60) as client:
+    async with httpx.AsyncClient(timeout=120) as client:
         answer = await client.post(stack.addresses["api"] + "/v1/chat/completions", json=body)
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()
@@ -101,7 +101,7 @@ async def test_a_providers_model_takes_no_gpu_time_of_ours(stack: LocalStack) ->
         assert found
         return sum(map(float, found))
 
-    async with httpx.AsyncClient(timeout=60) as client:
+    async with httpx.AsyncClient(timeout=120) as client:
         shown = ""
         # Both are posted together: tokens that were counted, and the time in which they were made.
         for model in ("big", "small"):
@@ -130,7 +130,7 @@ def test_a_provider_that_could_answer_no_call_is_refused_in_one_line(
         [sys.executable, "-m", "torpor", "up", "--model", model],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         cwd=tmp_path,
         env=os.environ | {"TORPOR_UPSTREAM_TENANTS": tenants},
     )

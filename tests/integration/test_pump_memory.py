@@ -47,7 +47,7 @@ async def pump(folder: Path, redis_url: str, subscriber: str) -> AsyncIterator[i
         yield process.pid
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(60)
 
 
 def peak_mib(pid: int) -> int:
@@ -87,9 +87,9 @@ async def test_twenty_events_of_eight_mebibytes_fit_into_a_small_pod(
         Subscriber([holds]).serving() as subscriber,
         pump(tmp_path, redis_url, subscriber.url) as pid,
     ):
-        await until(has_all_it_takes, timeout_s=60)
+        await until(has_all_it_takes, timeout_s=120)
         answer.set()
-        await until(is_drained, timeout_s=60)
+        await until(is_drained, timeout_s=120)
 
         assert len(subscriber.got) == EVENTS
         assert peak_mib(pid) < LIMIT_MIB

@@ -38,7 +38,7 @@ def pump(tmp_path: Path, redis_url: str) -> Iterator[str]:
     process = subprocess.Popen([sys.executable, "-m", "eventing.pump"], env=env)
     yield f"http://127.0.0.1:{port}"
     process.terminate()
-    process.wait(10)
+    process.wait(60)
 
 
 def shown(address: str, path: str) -> httpx.Response:

@@ -29,9 +29,9 @@ def ask(stack: LocalStack, text: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The answer to a chat call, and its job."""
     api = stack.addresses["api"]
     body = {"model": "auto", "messages": [{"role": "user", "content": text}]}
-    answer = httpx.post(f"{api}/v1/chat/completions", json=body, timeout=60)
+    answer = httpx.post(f"{api}/v1/chat/completions", json=body, timeout=120)
     assert answer.status_code == 200, answer.text
-    job = httpx.get(f"{api}/v1/jobs/{answer.headers['torpor-job-id']}", timeout=10)
+    job = httpx.get(f"{api}/v1/jobs/{answer.headers['torpor-job-id']}", timeout=120)
     return answer.json(), job.json()
 
 
@@ -55,13 +55,13 @@ def test_a_long_one_goes_to_the_large_model_and_says_why(stack: LocalStack) -> N
 def test_a_stream_names_the_model_that_answers(stack: LocalStack) -> None:
     api = stack.addresses["api"]
     body = {"model": "auto", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
-    lines = httpx.post(f"{api}/v1/chat/completions", json=body, timeout=60).text.splitlines()
+    lines = httpx.post(f"{api}/v1/chat/completions", json=body, timeout=120).text.splitlines()
     chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
 
     assert {chunk["model"] for chunk in chunks if chunk["choices"]} == {"small"}
 
 
 def test_the_public_name_is_listed_as_a_model(stack: LocalStack) -> None:
-    listed = httpx.get(stack.addresses["api"] + "/v1/models", timeout=10).json()["data"]
+    listed = httpx.get(stack.addresses["api"] + "/v1/models", timeout=120).json()["data"]
 
     assert {model["id"] for model in listed} == {"small", "large", "auto"}

@@ -39,7 +39,7 @@ def ask(stack: LocalStack, text: str, *, stream: bool = False, **headers: str) -
         "stream": stream,
     }
     url = stack.addresses["api"] + "/v1/chat/completions"
-    answer = httpx.post(url, json=body, headers=headers, timeout=90)
+    answer = httpx.post(url, json=body, headers=headers, timeout=120)
     assert answer.status_code == 200, answer.text
     return answer
 
@@ -52,7 +52,7 @@ def until_hit(stack: LocalStack, text: str) -> httpx.Response:
         found.append(ask(stack, text))
         return "detail=semantic" in found[-1].headers.get("cache-status", "")
 
-    stack.until(is_hit, timeout_s=60)
+    stack.until(is_hit, timeout_s=120)
     return found[-1]
 
 
@@ -81,7 +81,7 @@ def test_the_same_question_in_other_words_wakes_no_predictor_and_can_be_taken_ba
     assert streamed.text.count("data: ") > 3
     assert stack.status()["replicas"]["list"] == []
 
-    with OpenAI(base_url=stack.addresses["api"] + "/v1", api_key="none", timeout=60) as client:
+    with OpenAI(base_url=stack.addresses["api"] + "/v1", api_key="none", timeout=120) as client:
         said = client.chat.completions.create(
             model="shop",
             messages=[{"role": "user", "content": SAME}],

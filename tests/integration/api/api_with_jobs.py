@@ -62,6 +62,6 @@ async def api_with_jobs(settings: ApiSettings, store: RedisStore) -> AsyncIterat
     app = app_over(parts)
     async with (
         serving(app) as url,
-        httpx.AsyncClient(base_url=url, timeout=60) as client,
+        httpx.AsyncClient(base_url=url, timeout=120) as client,
     ):
         yield ApiWithJobs(url, client, parts, store, broker, app)

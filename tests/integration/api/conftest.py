@@ -121,7 +121,7 @@ async def rig_over(
     parts = make_parts(settings, store.redis, broker)
     async with (
         serving(app_over(parts)) as url,
-        httpx.AsyncClient(base_url=url, timeout=60) as client,
+        httpx.AsyncClient(base_url=url, timeout=120) as client,
     ):
         yield Rig(url, client, parts, store, broker)
 

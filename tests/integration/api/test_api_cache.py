@@ -267,7 +267,7 @@ async def test_calls_at_once_are_one_generation(cached: Rig) -> None:
 
 async def follow(rig: Rig, job_id: str) -> str:
     """The whole of a job's event stream."""
-    async with rig.client.stream("GET", f"/v1/jobs/{job_id}/events", timeout=10) as stream:
+    async with rig.client.stream("GET", f"/v1/jobs/{job_id}/events", timeout=120) as stream:
         return "".join([chunk async for chunk in stream.aiter_text()])
 
 

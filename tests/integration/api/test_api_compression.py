@@ -16,7 +16,7 @@ TEXT = "many words " * 20_000
 async def raw(rig: Rig, path: str, accepted: str | None, method: str = "GET") -> httpx.Response:
     """The answer with its body as it was sent."""
     headers = {} if accepted is None else {"accept-encoding": accepted}
-    async with httpx.AsyncClient(base_url=rig.url, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=rig.url, timeout=120) as client:
         del client.headers["accept-encoding"]
         async with client.stream(method, path, headers=headers) as answer:
             answer._content = b"".join([piece async for piece in answer.aiter_raw()])

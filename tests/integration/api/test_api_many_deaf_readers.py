@@ -44,14 +44,14 @@ async def api_process(redis_url: str, folder: Path) -> AsyncIterator[httpx.Async
     }
     process = subprocess.Popen([sys.executable, "-m", "api"], env=env)
     try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=120) as client:
             async with asyncio.timeout(30):
                 while not await is_ready(client):
                     await asyncio.sleep(0.05)
             yield client
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(60)
 
 
 async def is_ready(client: httpx.AsyncClient) -> bool:

@@ -231,7 +231,7 @@ async def call(
 ) -> tuple[httpx.Response, Job]:
     """A call that waits, and the job that answered it."""
     asking: Awaitable[httpx.Response] = asyncio.ensure_future(
-        whole.rig.client.post(path, json=body, headers=headers, timeout=30)
+        whole.rig.client.post(path, json=body, headers=headers, timeout=120)
     )
     job = await whole.answer(answer)
     return await asking, job

@@ -76,7 +76,7 @@ async def started(environment: dict[str, str], folder: Path) -> AsyncIterator[Pr
         )
     url = f"http://127.0.0.1:{port}"
     try:
-        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=120) as client:
             async with asyncio.timeout(40):
                 while True:
                     try:

@@ -196,7 +196,7 @@ def test_the_process_refuses_to_start_open_to_others() -> None:
     }
 
     ended = subprocess.run(
-        [sys.executable, "-m", "api"], env=environment, capture_output=True, timeout=55
+        [sys.executable, "-m", "api"], env=environment, capture_output=True, timeout=120
     )
 
     assert ended.returncode == 2

@@ -300,7 +300,7 @@ async def test_it_ends_when_told_though_its_connection_closes_too_slowly(
         await caught_up(reader)
         monkeypatch.setattr(AbstractConnection, "disconnect", slowly)
         reading.cancel()
-        ended, _ = await asyncio.wait([reading], timeout=60)
+        ended, _ = await asyncio.wait([reading], timeout=120)
     monkeypatch.undo()
     await hub.close()
 
