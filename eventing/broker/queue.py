@@ -232,7 +232,8 @@ class Queue:
                     [(*words, "NOACK", "STREAMS", *streams, *">" * len(streams))]
                 )
             except ResponseError as error:
-                if "NOGROUP" not in str(error):
+                # Redis 7.0 says UNBLOCKED where a stream is lost during the wait.
+                if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
                     raise
                 await self._create_wake_groups(streams)
                 return False

@@ -128,9 +128,13 @@ local function match_length(prefix)
   end
   return length
 end
+local prefixes = {}
 local function prefix_of(member)
-  local job_id = string.match(member, '^/torpor/api%z(job_%x+)$')
-  return job_id and redis.call('HGET', 'torpor:{' .. job_id .. '}', 'prefix') or ''
+  if not prefixes[member] then
+    local job_id = string.match(member, '^/torpor/api%z(job_%x+)$')
+    prefixes[member] = job_id and redis.call('HGET', 'torpor:{' .. job_id .. '}', 'prefix') or ''
+  end
+  return prefixes[member]
 end
 -- Who holds the prefixes of jobs: by word, those that claimed it last, newest first. A word shares its field with others.
 local function field_of(word) return tonumber(string.sub(word, -4), 16) % BUCKETS end

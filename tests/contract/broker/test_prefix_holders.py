@@ -3,6 +3,7 @@
 import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
@@ -15,11 +16,13 @@ from eventing.job.job import JobId
 from eventing.job.prompt import SeenPrefixes, prompt_prefix
 from eventing.job.store import ConversationTurn
 from eventing.redis import keys
+from eventing.redis.connection import connect
 from eventing.store.steps.redis_tools import RedisToolStore
 from tests.contract.broker.queue_rig import IDLE_MS, ids, put, settle
 from tests.contract.broker.stack import NAME, Stack, Subscriber, pumping, trigger, until
 from tests.contract.broker.test_queue_prefix import MOST_PASSES, Rig, prompt, take
 from tests.contract.rig import new_job
+from tests.redis_server import VALKEY, RedisServer, debian_redis
 
 LEFT, ROOM, HOLDERS = (keys.queue(NAME, part) for part in ("left", "room", "holders"))
 COME_BACK = 2
@@ -348,3 +351,51 @@ async def test_a_pump_whose_engine_gives_no_answer_holds_nothing_any_more(rig: R
 
 async def has_got(engine: Subscriber) -> bool:
     return bool(engine.got)
+
+
+async def test_a_claim_by_a_holder_costs_nine_commands_in_its_script_more(rig: Rig) -> None:
+    async def cost(queue: Queue) -> int:
+        await rig.submit(prompt(1, "again"))
+        await rig.redis.config_resetstat()
+        (claimed,) = await queue.claim(2)
+        spent = await rig.redis.info("commandstats")
+        await settle(queue, claimed)
+        return sum(each["calls"] for name, each in spent.items() if "config" not in name)
+
+    plain = await cost(Queue(rig.redis, NAME, "plain"))
+    assert await cost(rig.queues[1]) == plain + 9
+
+
+@pytest.mark.parametrize("part", ["tickets", "wake"])
+@pytest.mark.parametrize("binary", [VALKEY, debian_redis()], ids=["valkey", "redis"])
+async def test_a_pump_that_waits_outlives_the_loss_of_what_it_waits_at(
+    tmp_path: Path, binary: Path | None, part: str
+) -> None:
+    if binary is None:
+        pytest.skip("needs Debian's redis-server")
+    server = RedisServer(tmp_path, binary=binary)
+    server.start()
+    redis = connect(server.url, timeout_s=30)
+    try:
+        rig = Rig(redis)
+        await rig.queues[0].ensure()
+        await rig.know_each_other()
+        queue = rig.queues[1]
+        await hear_out(queue)
+        waiting = asyncio.create_task(queue.wait(60_000))
+
+        async def is_blocked() -> bool:
+            return bool((await redis.info("clients"))["blocked_clients"])
+
+        await until(is_blocked, timeout_s=30)
+        lost = f"{queue.prefix}wake:{queue.holder}" if part == "wake" else f"{queue.prefix}tickets"
+        await redis.delete(lost)
+
+        assert not await waiting
+        assert await take(queue) == []
+        assert not await queue.wait(1)
+        job = await rig.submit("short")
+        assert await take(queue) == [job]
+    finally:
+        await redis.aclose()
+        server.kill()
