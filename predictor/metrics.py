@@ -28,6 +28,11 @@ TOKENS_MADE: Final = Counter(
 TOKENS_RESUMED: Final = Counter(
     "torpor_tokens_resumed_total", "Tokens of earlier attempts that were not generated again."
 )
+TURN_PREFIXES: Final = Counter(
+    "torpor_turn_prefixes_total",
+    "Later turns of a tool loop, by whether their prompt began with the ids of the turn before.",
+    ["kept"],
+)
 TOKENS_LOST: Final = Counter(
     "torpor_tokens_lost_total", "Tokens generated here that were never checkpointed."
 )

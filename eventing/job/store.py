@@ -128,6 +128,7 @@ class Acquired:
     lease_left_ms: int = 0
     hold: Hold = Hold.NONE
     turn_begin: int = 0
+    first_after: str = ""  #: the name of the first step after the predictor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

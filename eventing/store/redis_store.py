@@ -238,6 +238,7 @@ class RedisStore:
                     void_count=void,
                     hold=known_value(Hold, answer[4].decode()),
                     turn_begin=int(answer[5]),
+                    first_after=answer[6].decode(),
                 )
             case AcquireStatus.HELD:
                 return Acquired(status=status, lease_left_ms=int(answer[1]))

@@ -25,7 +25,7 @@ from eventing.errors import (
     Unavailable,
 )
 from eventing.job.job import API_SOURCE, Job
-from eventing.job.plan import Hold
+from eventing.job.plan import TOOLS_STEP, Hold
 from eventing.job.store import Acquired, AcquireStatus, JobWorker, NewJob, ReleaseReason
 from eventing.store.job_record import fresh
 from eventing.telemetry import trace
@@ -49,7 +49,7 @@ from predictor.delivery.answer import (
 )
 from predictor.delivery.lease import LeaseKeeper
 from predictor.delivery.settlement import Settlement, problem
-from predictor.engine.engine import Engine, EngineRequest, estimated_prompt_tokens
+from predictor.engine.engine import PREFIX, Engine, EngineRequest, estimated_prompt_tokens
 from predictor.errors import where
 from predictor.generation.append_batcher import AppendBatcher
 from predictor.generation.checkpoint import Checkpoint, read_checkpoint
@@ -322,6 +322,7 @@ class Deliveries:
                 leased.attempt.number,
                 starts_over=leased.attempt.void_count > 0,
                 counts_throughout=leased.hold is Hold.WINDOW,
+                notes_prefix=leased.may_call_tools,
             ),
             engine=self._engine,
             store=self._store,
@@ -373,6 +374,7 @@ class Leased:
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
     bug: Exception | None = None
     hold: Hold = Hold.NONE
+    may_call_tools: bool = False  #: its answer may be a turn, after which another follows
 
     @classmethod
     def of(
@@ -389,7 +391,13 @@ class Leased:
             is_reported_to_caller=job.source == API_SOURCE,
         )
         bug = checked if isinstance(checked, Exception) else None
-        return cls(job=job, attempt=attempt, bug=bug, hold=acquired.hold)
+        return cls(
+            job=job,
+            attempt=attempt,
+            bug=bug,
+            hold=acquired.hold,
+            may_call_tools=acquired.first_after == TOOLS_STEP,
+        )
 
 
 def _wants_result(headers: Mapping[str, str]) -> bool:
@@ -403,7 +411,12 @@ def _is_elsewhere(job: Job, new: NewJob) -> bool:
 
 
 def _request(
-    job: Job, attempt: int, *, starts_over: bool = False, counts_throughout: bool = False
+    job: Job,
+    attempt: int,
+    *,
+    starts_over: bool = False,
+    counts_throughout: bool = False,
+    notes_prefix: bool = False,
 ) -> EngineRequest:
     """The engine call of an attempt; two attempts of a job may overlap in one engine for a moment."""
     return EngineRequest(
@@ -416,6 +429,8 @@ def _request(
         allows_fallback=job.allows_fallback,
         starts_over=starts_over,
         counts_throughout=counts_throughout,
+        notes_prefix=notes_prefix,
+        prefix=job.turns[-1].usage.get(PREFIX) if job.turns else None,
     )
 
 

@@ -26,7 +26,7 @@ from predictor.delivery.answer import (
     Refused,
     Validating,
 )
-from predictor.engine.engine import EXTRA_USAGE
+from predictor.engine.engine import EXTRA_USAGE, PREFIX
 from predictor.errors import EngineDeadError
 from predictor.generation.generation import (
     Attempt,
@@ -218,14 +218,18 @@ def _without_extra(
     body: Mapping[str, Any],
 ) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:
     """The answer, and the job's usage: the answer's, and what the engine spent beside it. A provider's own `extra`
-    says nothing.
+    says nothing. A turn's `Prefix` goes with the answer's own usage, which becomes that of the turn.
     """
-    usage, extra = body.get("usage"), body.get(EXTRA_USAGE)
-    body = {name: value for name, value in body.items() if name != EXTRA_USAGE}
+    usage, extra, prefix = (body.get(name) for name in ("usage", EXTRA_USAGE, PREFIX))
+    body = {name: value for name, value in body.items() if name not in (EXTRA_USAGE, PREFIX)}
     if not isinstance(usage, Mapping):
         return body, None
-    usage = {name: value for name, value in usage.items() if name != "extra"}
-    return body, usage_with(usage, extra)
+    own = {name: value for name, value in usage.items() if name != "extra"}
+    if isinstance(prefix, Mapping):
+        body = {**body, "usage": {**usage, PREFIX: prefix}}
+        if "kept" in prefix:
+            metrics.TURN_PREFIXES.labels("true" if prefix["kept"] else "false").inc()
+    return body, usage_with(own, extra)
 
 
 def _withheld(result: Withheld, tokens: int, gpu_ms: int) -> Ending:

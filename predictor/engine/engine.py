@@ -6,6 +6,7 @@ Implemented by `predictor.engine.vllm.engine`, `predictor.engine.upstream.engine
 Must not know the store, events or HTTP.
 """
 
+from array import array
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -60,13 +61,39 @@ class EngineRequest:
     allows_fallback: bool = True  #: another provider may answer
     counts_throughout: bool = False  #: each chunk says the usage so far: the answer may be stopped
     starts_over: bool = False  #: an earlier attempt's answer broke off
+    notes_prefix: bool = (
+        False  #: another turn may follow: the last chunk has a `Prefix`, where ids are known
+    )
+    prefix: Mapping[str, Any] | None = None  #: that of the turn before
 
 
 EXTRA_USAGE: Final = "extra_usage"
 """Field of a chunk: tokens that an engine spent beside the answer, as `extra` of a job's usage lists them."""
+PREFIX: Final = "prefix"
+"""Field of a chunk, and of a turn's usage: what the next turn's prompt should begin with (`prefix_note`)."""
 CACHE_SALT: Final = "cache_salt"
 """Field of a body: prompts with different salts share no prefix in an engine's cache."""
 _BYTES_A_TOKEN: Final = 4
+
+
+def prefix_note(
+    prompt: Sequence[int], answer: Sequence[int], before: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Number and digest of the ids of a prompt and its answer; `kept` says whether the prompt begins with those of the
+    turn `before`, so that an engine which has them in its cache need not compute them again.
+    """
+    note: dict[str, Any] = {
+        "tokens": len(prompt) + len(answer),
+        "digest": _digest([*prompt, *answer]),
+    }
+    if before is not None:
+        count = int(before["tokens"])
+        note["kept"] = len(prompt) >= count and _digest(prompt[:count]) == before["digest"]
+    return note
+
+
+def _digest(ids: Sequence[int]) -> str:
+    return blake2b(array("I", ids).tobytes(), digest_size=16).hexdigest()
 
 
 def estimated_prompt_tokens(body: Mapping[str, Any]) -> int:

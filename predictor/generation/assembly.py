@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from eventing.job.call.reasoning import choice_with_both_names, with_both_names
-from predictor.engine.engine import EXTRA_USAGE
+from predictor.engine.engine import EXTRA_USAGE, PREFIX
 
 _FULL_NAME: Final = {
     "chat.completion.chunk": "chat.completion",
@@ -26,6 +26,7 @@ _TOP_LEVEL: Final = (
     "kv_transfer_params",
     "routing",
     EXTRA_USAGE,
+    PREFIX,
     "ec_transfer_params",
 )
 """Fields of a chunk that belong to the whole answer; the last value set counts."""

@@ -16,6 +16,7 @@ from eventing.job.plan import TOOLS_STEP
 from eventing.job.tools.call import CallState, EffectClass, ToolCall, Turn
 
 _SHOWN_CHARS: Final = 1_000
+_PREFIX: Final = "prefix"  #: of a turn's usage, as the predictor noted it
 
 
 @described
@@ -71,6 +72,8 @@ class TurnView(TypedDict):
     """Of this turn alone; null until it is known"""
     cached_tokens: int | None
     """Tokens of its prompt that the engine had from before; null where it does not say"""
+    prefix_kept: bool | None
+    """Its prompt began with the tokens of the turn before, prompt and answer; null where that is not known"""
     calls: list[CallView]
 
 
@@ -93,8 +96,9 @@ def _turn_view(turn: Turn, made: AttemptRecord | None) -> TurnView:
         "started_ms": (made and made.started_ms) or None,
         "ended_ms": (made and made.ended_ms) or None,
         "tokens": turn.end - turn.begin,
-        "usage": dict(turn.usage) or None,
+        "usage": {name: each for name, each in turn.usage.items() if name != _PREFIX} or None,
         "cached_tokens": _cached(turn.usage),
+        "prefix_kept": _kept(turn.usage),
         "calls": [_call_view(call) for call in turn.calls],
     }
 
@@ -110,6 +114,7 @@ def _last_view(job: Job, made: AttemptRecord) -> TurnView:
         "tokens": job.token_count - job.turn_begin,
         "usage": usage,
         "cached_tokens": _cached(usage or {}),
+        "prefix_kept": _kept((job.result or {}).get("usage")),
         "calls": [],
     }
 
@@ -118,6 +123,12 @@ def _cached(usage: Mapping[str, Any]) -> int | None:
     details = usage.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
     return cached if isinstance(cached, int) else None
+
+
+def _kept(usage: Any) -> bool | None:
+    prefix = usage.get(_PREFIX) if isinstance(usage, Mapping) else None
+    kept = prefix.get("kept") if isinstance(prefix, Mapping) else None
+    return kept if isinstance(kept, bool) else None
 
 
 def _call_view(call: ToolCall) -> CallView:

@@ -4,7 +4,7 @@
 -- ARGV  1 owner, 2 lease_ms, 3 max_attempts, 4 '1' if tokens so far may be continued, 5 retention_s of a failed job,
 --       6 '1' if the owner runs nothing else, 7 sha of the request that the owner expects, '' for any,
 --       8 a random id for the lease, 9 job id
--- gives {'acquired', attempt, token_count, tokens that are void now, what is held back, where the present turn begins} | {'held', lease_left_ms} | {'missing'} | {'terminal'}
+-- gives {'acquired', attempt, token_count, tokens that are void now, what is held back, where the present turn begins, first step after it} | {'held', lease_left_ms} | {'missing'} | {'terminal'}
 --       | {'expired'} | {'exhausted'} | {'other'} (recorded with another request: unchanged)
 --       | {'unprepared'} (steps are left before it: unchanged)
 --       | {'alone'} (its last attempt, and it has lost one before: unchanged, for an owner that runs nothing else; docs/adr/0018)
@@ -55,4 +55,4 @@ if job.follows then -- an older process queued it: it runs for itself
 end
 redis.call('ZADD', UNSTARTED, now + 2 * ARGV[2], ARGV[9])
 redis.call('XADD', KEYS[2], '*', 'kind', 'attempt', 'attempt', attempt, 'index', tokens, 'restarted', restarted and 1 or 0, 'at_ms', now)
-return {'acquired', attempt, tokens, void, job.hold or 'none', tonumber(job.turn_begin or 0)}
+return {'acquired', attempt, tokens, void, job.hold or 'none', tonumber(job.turn_begin or 0), job.after or ''}

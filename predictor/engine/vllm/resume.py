@@ -34,6 +34,7 @@ class ResumeBuffer:
     def __init__(self, prior: Sequence[int], record: Callable[[tuple[int, ...]], None]) -> None:
         self.prior: Final = tuple(prior)
         self.record: Final = record
+        self.prompt: Sequence[int] = ()  #: the prompt's ids
         self.failure: Exception | None = None  #: the engine's exception, before it became JSON
 
 
@@ -78,6 +79,7 @@ class ResumingClient:
         request_id: str,
         options: Mapping[str, Any],
     ) -> AsyncGenerator[Any, None]:
+        buffer.prompt = _ids_of(prompt)
         try:
             if buffer.prior:
                 source = self._resumed(buffer, prompt, params, request_id, options)
@@ -194,6 +196,12 @@ class ResumedAnswer:
             metrics=getattr(source, "metrics", None),
             # Not `num_cached_tokens`: the engine was given prompt and answer as one prompt, and found mostly its own.
         )
+
+
+def _ids_of(prompt: Any) -> Sequence[int]:
+    """The ids of a rendered prompt; none of one that is text yet."""
+    ids = prompt.get("prompt_token_ids") if isinstance(prompt, Mapping) else None
+    return ids or ()
 
 
 def _recorded(buffer: ResumeBuffer, output: Any) -> Any:

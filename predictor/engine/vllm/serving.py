@@ -32,7 +32,14 @@ from vllm.exceptions import VLLMClientError
 from vllm.renderers.chat_utils import load_chat_template
 from vllm.renderers.online_renderer import OnlineRenderer
 
-from predictor.engine.engine import CACHE_SALT, DecodeStep, EngineRequest, cache_salt
+from predictor.engine.engine import (
+    CACHE_SALT,
+    PREFIX,
+    DecodeStep,
+    EngineRequest,
+    cache_salt,
+    prefix_note,
+)
 from predictor.engine.vllm.errors import (
     CHAT_BATCH_URL,
     CHAT_URL,
@@ -121,8 +128,15 @@ class VllmServing:
         """See `Engine.run`."""
         parsed = self.parse(request)
         queue: asyncio.Queue[DecodeStep | BaseException | None] = asyncio.Queue()
-        buffer = ResumeBuffer(prior, lambda ids: queue.put_nowait(DecodeStep(ids, None)))
-        task = asyncio.create_task(self._pump(request, parsed, buffer, queue))
+        made: list[int] = list(prior)
+
+        def record(ids: tuple[int, ...]) -> None:
+            if request.notes_prefix:
+                made.extend(ids)
+            queue.put_nowait(DecodeStep(ids, None))
+
+        buffer = ResumeBuffer(prior, record)
+        task = asyncio.create_task(self._pump(request, parsed, buffer, queue, made))
         try:
             while (step := await queue.get()) is not None:
                 if isinstance(step, BaseException):
@@ -139,12 +153,16 @@ class VllmServing:
         parsed: Any,
         buffer: ResumeBuffer,
         queue: asyncio.Queue[DecodeStep | BaseException | None],
+        made: Sequence[int],
     ) -> None:
         """Run the serving layer to its end, in a task of its own, so that ids flow while it parses."""
         if not (request.url == CHAT_BATCH_URL or getattr(parsed, "use_beam_search", False)):
             CURRENT_BUFFER.set(buffer)  # in those, steps are not tokens of one answer
         try:
             async for chunk in self._chunks(request, parsed):
+                if request.notes_prefix and not chunk.get("choices") and buffer.prompt:
+                    note = prefix_note(buffer.prompt, made, request.prefix)
+                    chunk = {**chunk, PREFIX: note}
                 queue.put_nowait(DecodeStep((), chunk))
             queue.put_nowait(None)
         except Exception as error:

@@ -47,6 +47,7 @@ USAGE = {
     "completion_tokens": 5,
     "total_tokens": 15,
     "prompt_tokens_details": {"cached_tokens": 0},
+    "prefix": {"tokens": 15, "digest": "d"},
 }
 TURN = Turn(
     number=1,
@@ -86,6 +87,7 @@ DONE = replace(
     turns=(
         replace(TURN, stopped_by="calls", calls=(CALL, replace(MAIL, state=CallState.UNKNOWN))),
     ),
+    result={"usage": {"prefix": {"tokens": 27, "digest": "e", "kept": True}}},
     usage={
         "prompt_tokens": 30,
         "completion_tokens": 12,
@@ -111,6 +113,8 @@ def test_a_turn_says_what_it_called_and_what_the_job_waits_for() -> None:
     (turn,) = view["turns"]
     assert (turn["turn"], turn["attempt"], turn["tokens"]) == (1, 2, 5)
     assert (turn["started_ms"], turn["ended_ms"], turn["cached_tokens"]) == (1_300, 1_900, 0)
+    assert turn["prefix_kept"] is None
+    assert "prefix" not in (turn["usage"] or {})
     fetch, mail = turn["calls"]
     assert (fetch["state"], fetch["sends"], fetch["effect"]) == ("returned", 2, "read")
     assert (len(fetch["arguments"]), len(fetch["output"] or "")) == (1_000, 1_000)
@@ -143,7 +147,7 @@ def test_the_last_answer_is_a_turn_with_the_usage_that_is_left() -> None:
         "total_tokens": 27,
         "prompt_tokens_details": {"cached_tokens": 16},
     }
-    assert last["cached_tokens"] == 16
+    assert (last["cached_tokens"], last["prefix_kept"]) == (16, True)
     for name in ("prompt_tokens", "completion_tokens", "total_tokens"):
         assert (first["usage"] or {})[name] + (last["usage"] or {})[name] == DONE.usage[name]  # type: ignore[index]
 
