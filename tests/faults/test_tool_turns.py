@@ -151,7 +151,7 @@ async def watched(system: System, http: aiohttp.ClientSession, job_id: str) -> l
     for frame in frames.split("\n\n"):
         lines = dict(each.split(": ", 1) for each in frame.splitlines() if ": " in each)
         if lines.get("event") in ("attempt", "tokens", "turn", "call", "gap"):
-            told.append(frame.removeprefix(" \n"))  # a line that keeps the connection alive
+            told.append(frame.lstrip(" \n"))  # lines that keep the connection alive
     assert "event: result" in frames
     return told
 
