@@ -12,6 +12,7 @@ from api.job.cut_off import CutOffCalls
 from api.job.stored_completions import StoredCompletions
 from api.limit.limit import limits_of
 from api.routes import (
+    approvals,
     audits,
     batches,
     cache,
@@ -39,6 +40,7 @@ from api.routes import (
 from api.routes.held import HeldDeps
 from api.wiring.parts import Parts
 from eventing.api_key import RedisKeys
+from eventing.broker.tool_calls import ToolCalls
 from eventing.process.address import is_loopback
 from eventing.telemetry.usage import UsageRecords
 
@@ -117,6 +119,14 @@ def _job_routers(parts: Parts) -> list[APIRouter]:
                 price=settings.price,
                 cpu_price_per_hour=settings.cpu_price_per_hour,
                 audits=parts.audits.figures if parts.audits else None,
+            ),
+        ),
+        approvals.routes.router(
+            access,
+            approvals.ApprovalDeps(
+                calls=ToolCalls(parts.store, parts.route),
+                config=settings.tools,
+                by_another_key=settings.approvals_by_another_key,
             ),
         ),
         *_tenant_routers(parts),
