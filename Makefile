@@ -21,6 +21,9 @@ help: ## Show this list
 demo: install ## Run one real job from zero to an answer and back to zero (PROMPT="...")
 	@$(BIN)/torpor demo --prompt "$(subst ",\",$(PROMPT))"
 
+demo-tools: install ## A job that calls tools, with an approval in the terminal while the predictor is asleep
+	@$(BIN)/python scripts/demo_tools.py
+
 demo-rag: install ## Ask this repository's own docs from zero, with citations, and the same again from the cache
 	@$(BIN)/python scripts/demo_rag.py
 

@@ -4,18 +4,19 @@ Run: python mcp_weather.py [PORT], and name it in tools.yaml as `url: http://127
 """
 
 import sys
+from typing import Literal
 
 from mcp.server import MCPServer
 from mcp.types import ToolAnnotations
 
-WEATHER = {"oslo": "4 °C, rain", "nairobi": "24 °C, sun", "lima": "18 °C, fog"}
+WEATHER = {"Oslo": "4 °C, rain", "Nairobi": "24 °C, sun", "Lima": "18 °C, fog"}
 server = MCPServer("weather", log_level="WARNING")
 
 
 @server.tool(annotations=ToolAnnotations(read_only_hint=True))
-def forecast(city: str) -> str:
+def forecast(city: Literal["Oslo", "Nairobi", "Lima"]) -> str:
     """The weather of a city today."""
-    return WEATHER.get(city.lower(), f"no weather is known of {city}")
+    return WEATHER[city]
 
 
 if __name__ == "__main__":

@@ -76,6 +76,7 @@ def _tool(
         digest=definition_digest(definition),
         effect=effect_of(server, tool, hints, is_trusted=is_trusted),
         annotations={name: hints[name] for name in _HINTS if isinstance(hints.get(name), bool)},
+        strict=server is not None and server.is_strict,
     )
 
 

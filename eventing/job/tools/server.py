@@ -58,6 +58,9 @@ class ToolServer:
     effect: EffectClass = EffectClass.ONCE
     effects: Mapping[str, EffectClass] = field(default_factory=dict)
     approval: Approval = Approval.ALWAYS
+    is_strict: bool = (
+        False  #: an engine that can holds arguments to the schema, which not every schema allows
+    )
     is_trusted: bool = (
         False  #: its hints may widen an effect class, and its results do not taint a job
     )
@@ -106,7 +109,7 @@ class ToolConfig:
 
 NO_TOOLS: Final = ToolConfig()
 _FIELDS: Final = {
-    *("kind", "url", "tenants", "credential", "effect", "effects", "approval", "trusted"),
+    *("kind", "url", "tenants", "credential", "effect", "effects", "approval", "strict", "trusted"),
     *("key_argument", "timeout_ms", "max_attempts", "parallelism", "description", "parameters"),
 }
 
@@ -163,6 +166,7 @@ def _server(label: Any, entry: Any) -> ToolServer:
             for name, each in effects.items()
         },
         approval=_word(f"{where}.approval", given.get("approval", Approval.ALWAYS), Approval),
+        is_strict=_flag(f"{where}.strict", given.get("strict", False)),
         is_trusted=_flag(f"{where}.trusted", given.get("trusted", False)),
         key_argument=_text(f"{where}.key_argument", given.get("key_argument", "")),
         timeout_ms=_whole(

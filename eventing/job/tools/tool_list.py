@@ -27,6 +27,7 @@ class PinnedTool:
     digest: str = ""
     effect: EffectClass = EffectClass.ONCE
     annotations: Mapping[str, Any] = field(default_factory=dict)
+    strict: bool = False  #: the engine holds the arguments to the schema
 
     def definition(self) -> dict[str, Any]:
         """The function that the model is told of."""
@@ -34,6 +35,7 @@ class PinnedTool:
             "name": self.name,
             "description": self.description,
             "parameters": dict(self.input_schema),
+            **({"strict": True} if self.strict else {}),
         }
         return {"type": "function", "function": function}
 
