@@ -21,6 +21,7 @@ from redis.asyncio import Redis
 from eventing.cloudevent.event import build_structured
 from eventing.job.job import JobState
 from eventing.replica import ReplicaDirectory
+from tests.awake import awake_s
 from tests.integration.predictor_process import Answered, PredictorProcess, predictors
 from tests.time_limits import HANG_S
 from tests.unit.predictor.harness import asking, event_of
@@ -217,12 +218,12 @@ async def test_sixteen_jobs_at_once_are_all_answered(
     events = [
         asking(f"question {i}", event_id=f"s{i}", seeded={"output_tokens": 50}) for i in range(16)
     ]
-    started = time.monotonic()
+    started = awake_s()
     answers = await asyncio.gather(*[predictor.deliver(event) for event in events])
 
     assert [answer.status for answer in answers] == [200] * 16
     assert len({answer.text for answer in answers}) == 16
-    assert time.monotonic() - started < 3  # one after another they would take 8 s
+    assert awake_s() - started < 3  # one after another they would take 8 s
 
 
 async def test_the_seventeenth_is_put_off(predictor: PredictorProcess, redis: Redis) -> None:

@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from predictor.engine.vllm.engine import STOP_TIMEOUT_S, VllmEngine, VllmSetting
 from predictor.errors import BadRequest, EngineDeadError, EngineStartError
 from predictor.generation.generation import Interrupted
 from predictor.model_files.weights import DEFAULT_MODEL, ensure_model
+from tests.awake import awake_s
 from tests.integration.engine_calls import REAL_ENGINE, all_steps, body_of, chat, completion
 from tests.unit.predictor.harness import data_of, event_of, open_harness, read_text, text_of
 
@@ -99,13 +99,13 @@ async def test_lora_adapters_are_models_and_a_dead_engine_is_reported_at_once(
         all_steps(engine, completion("Count: 1", "dying", max_tokens=400, ignore_eos=True))
     )
     await asyncio.sleep(0.3)
-    began = time.monotonic()
+    began = awake_s()
     os.kill(engine_process(engine), signal.SIGKILL)
     with pytest.raises(EngineDeadError):
-        await asyncio.wait_for(running, 2)
+        await asyncio.wait_for(running, 60)
     while engine.is_healthy():
         await asyncio.sleep(0.01)
-    assert time.monotonic() - began < 2
+    assert awake_s() - began < 2
     await engine.stop()
 
 
@@ -145,9 +145,9 @@ async def test_a_load_that_is_given_up_leaves_no_process(model: str) -> None:
     while not (children := [c for c in multiprocessing.active_children() if c not in others]):
         await asyncio.sleep(0.01)
     start.cancel()
-    began = time.monotonic()
+    began = awake_s()
     await engine.stop()
-    assert time.monotonic() - began <= STOP_TIMEOUT_S  # vLLM looks after its process every 5 s
+    assert awake_s() - began <= STOP_TIMEOUT_S  # vLLM looks after its process every 5 s
     assert not any(child.is_alive() for child in children)
     assert all(other.is_alive() for other in others)
 

@@ -7,16 +7,18 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
+from tests.awake import awake_s
 from tests.time_limits import HANG_S
 
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """One request as it arrived; `at_s` is the loop's time."""
+    """One request as it arrived, by the loop's time and by `awake_s`."""
 
     headers: dict[str, str]
     body: bytes
     at_s: float
+    at_awake_s: float
 
 
 @dataclass
@@ -32,7 +34,7 @@ class Receiver:
     async def take(self, request: web.Request) -> web.Response:
         headers = {name.lower(): value for name, value in request.headers.items()}
         now_s = asyncio.get_running_loop().time()
-        self.sent.append(Sent(headers, await request.read(), now_s))
+        self.sent.append(Sent(headers, await request.read(), now_s, awake_s()))
         self.arrived.set()
         if self.hang is not None:
             await self.hang.wait()

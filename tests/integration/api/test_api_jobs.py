@@ -10,6 +10,7 @@ from eventing.cloudevent.job_event import REQUESTED
 from eventing.job.job import JobId
 from eventing.outbox.outbox import sweep_once
 from eventing.redis import keys
+from tests.awake import awake_s
 from tests.integration.api.conftest import Rig, chat_line
 from tests.integration.api.fakes import chat_result
 
@@ -63,11 +64,12 @@ async def test_a_long_poll_answers_when_the_job_ends(rig: Rig) -> None:
 async def test_a_long_poll_gives_up_in_its_time(rig: Rig) -> None:
     job_id = await rig.submit()
 
-    started_s = time.monotonic()
+    started_s, started_awake_s = time.monotonic(), awake_s()
     job = (await rig.client.get(f"/v1/jobs/{job_id}?wait=0.3")).json()
 
     assert job["state"] == "queued"
-    assert 0.25 < time.monotonic() - started_s < 2
+    assert time.monotonic() - started_s > 0.25
+    assert awake_s() - started_awake_s < 2
 
 
 async def test_the_same_key_and_body_is_the_same_job(rig: Rig) -> None:
@@ -225,10 +227,10 @@ async def test_with_too_many_jobs_unpublished_nothing_is_accepted_within_2_s(rig
     for number in range(100):
         await rig.store.redis.zadd(keys.UNPUBLISHED, {f"job_{number}": 9e12})
 
-    started_s = time.monotonic()
+    started_s = awake_s()
     answer = await rig.client.post("/v1/jobs", json=chat_line())
 
-    assert time.monotonic() - started_s < 2
+    assert awake_s() - started_s < 2
     assert answer.status_code == 503
     assert int(answer.headers["retry-after"]) >= 1
     assert (await rig.client.get("/v1/jobs")).json()["data"] == []

@@ -18,6 +18,7 @@ from eventing.job.job import JobId, Lane
 from eventing.redis import keys
 from eventing.redis.connection import connect
 from eventing.store.redis_store import RedisStore
+from tests.awake import awake_s
 from tests.integration.api.api_with_jobs import ApiWithJobs, api_with_jobs, settings_for
 from tests.integration.api.conftest import chat_line
 from tests.integration.api.fakes import FakePredictor
@@ -280,9 +281,9 @@ async def test_with_the_store_unavailable_no_call_passes_a_limit(
     async with api_with_jobs(settings, away) as api:
         first = await api.client.post("/v1/jobs", json=chat_line())
         server.kill()
-        began_s = time.monotonic()
+        began_s = awake_s()
         refused = await api.client.post("/v1/jobs", json=chat_line())
-        took_s = time.monotonic() - began_s
+        took_s = awake_s() - began_s
         server.start()
         later = [await api.client.post("/v1/jobs", json=chat_line()) for _ in range(3)]
     await away.close()

@@ -13,6 +13,7 @@ from eventing.job.store import EntryKind, NewJob, StreamEntry
 from eventing.live import stream_multiplexer as token_hub
 from eventing.live.stream_multiplexer import Reader, ReaderCutOff, StreamMultiplexer
 from eventing.store.redis_store import RedisStore
+from tests.awake import awake_s
 from tests.integration.api.conftest import chat_line
 from tests.integration.api.fakes import FakePredictor, chat_result
 
@@ -91,11 +92,11 @@ async def test_a_new_stream_is_heard_at_once_while_others_are_silent(
         await caught_up(sleeper)
         async with hub.follow(busy.job_id) as reader:
             await caught_up(reader)
-            started_s = asyncio.get_running_loop().time()
+            started_s = awake_s()
             await busy.chat("x")
-            await reader.next(2.0)
+            await reader.next(60.0)
 
-    assert asyncio.get_running_loop().time() - started_s < 0.3
+    assert awake_s() - started_s < 0.3
 
 
 async def test_a_slow_reader_is_cut_off_and_delays_no_other(

@@ -33,6 +33,7 @@ from eventing.process.egress import AllowList
 from eventing.redis.connection import connect
 from eventing.store.conversation.store import Conversations
 from eventing.store.memory_store import MemoryStore
+from tests.awake import awake_s
 
 TENANT = Principal(tenant="t")
 LINE = {
@@ -190,10 +191,10 @@ async def test_a_store_that_never_answers_is_given_up_in_time_and_its_job_is_fou
 ):
     store, places = MuteStore(), Places()
     made = replace(deps(store=store), admission=places)
-    started_s = asyncio.get_running_loop().time()
+    started_s = awake_s()
     with pytest.raises(StoreUnavailable):
         await submit(made, TENANT, LINE, KEYED)
-    assert asyncio.get_running_loop().time() - started_s < 0.6
+    assert awake_s() - started_s < 0.6
     store.is_mute = False
 
     job, is_new = await submit(made, TENANT, LINE, KEYED)
