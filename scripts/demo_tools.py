@@ -23,7 +23,7 @@ from rich.console import Console
 from eventing.telemetry import log
 from torpor.cli.flags import build
 from torpor.cli.options import DEFAULT_DATA_DIR
-from torpor.client import AsyncClient, Job
+from torpor.client import AsyncClient, Job, TorporError
 from torpor.local.engine_kind import EngineKind
 from torpor.local.settings import StackSettings
 from torpor.local.stack import Stack
@@ -116,7 +116,11 @@ async def demonstrate(file: Path, folder: Path, engine: EngineKind, answer: str)
     if story.cancelled():
         screen.print("stopped: no process is left")
         return 130
-    return story.result()
+    try:
+        return story.result()
+    except (TorporError, TimeoutError) as error:
+        screen.print(f"[red]it did not work[/]: {error or 'the job took too long'}")
+        return 1
 
 
 async def _story(stack: Stack, folder: Path, answer: str) -> int:
@@ -178,7 +182,13 @@ def _news(job: Job, told: set[tuple[int, int, str]]) -> Iterator[str]:
                 told.add(key)
                 said = f" -> {call['output']}" if call["output"] else ""
                 name = f"{call['server']}.{call['tool']}"
-                yield f"  turn {key[0]}: [bold]{name}[/] {call['arguments']} {call['state']}{said}"
+                state = call["state"].replace("_", " ")
+                yield f"  turn {key[0]}: [bold]{name}[/] {_line(call)} {state}{said}"
+
+
+def _line(call: dict[str, Any]) -> str:
+    """The arguments on one line: a small model spreads them out."""
+    return " ".join(str(call["arguments"]).split())
 
 
 def _to_decide(job: Job) -> dict[str, Any] | None:
@@ -194,7 +204,7 @@ async def _decide(
             while stack.replicas:  # noqa: ASYNC110 (the stack tells no one)
                 await asyncio.sleep(0.1)
     screen.print(f"replicas: {stack.ready}, while a person is asked")
-    question = f"{call['server']}.{call['tool']} with {call['arguments']}: run it? [y/N] "
+    question = f"{call['server']}.{call['tool']} with {_line(call)}: run it? [y/N] "
     is_asked = answer == "ask" and sys.stdin.isatty()
     if answer == "ask" and not is_asked:
         screen.print(f"{question}yes (no one is at the terminal)")

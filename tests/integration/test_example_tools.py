@@ -1,6 +1,7 @@
 """The example tools answer as their callers expect: a function once a key, an MCP server by its own protocol."""
 
 import json
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 from mcp import Client
 
 TOOLS = Path(__file__).parents[2] / "examples" / "tools"
+DEMO = Path(__file__).parents[2] / "scripts" / "demo_tools.py"
 
 
 @contextmanager
@@ -79,3 +81,20 @@ async def test_the_weather_is_listed_and_asked_over_mcp(port: int) -> None:
     assert [tool.name for tool in listed.tools] == ["forecast"]
     assert listed.tools[0].annotations.read_only_hint is True
     assert said.content[0].text == "4 °C, rain"
+
+
+@pytest.mark.timeout(300)
+def test_the_demo_calls_both_tools_and_asks_while_the_predictor_is_asleep(tmp_path: Path) -> None:
+    shown = subprocess.run(
+        [sys.executable, DEMO, "--engine", "seeded", "--answer", "approve"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env=os.environ | {"COLUMNS": "300"},
+    )
+
+    assert shown.returncode == 0, shown.stderr
+    assert 'weather.forecast {"city":"Oslo"} returned -> 4 °C, rain' in shown.stderr
+    assert "replicas: 0, while a person is asked" in shown.stderr
+    assert shown.stderr.count(":1.0:0', 'A7', 12.5)") == 1
