@@ -149,7 +149,7 @@ class DeadLetterHandler:
         job, place = await self._store.get(JobId(event.subject), with_result=False), place_of(event)
         if job is None or place is None:
             return ReturnStatus.MISSING
-        return await self._calls.given_up(job, *place, reason)
+        return await self._calls.given_up(job, *place, event.id, reason)
 
     async def _end_step(self, event: Event, reason: str) -> AdvanceStatus:
         """The step that could not be run is skipped, or fails its job."""

@@ -48,7 +48,7 @@ class ToolCalls:
         return status
 
     async def queue(self, job: Job, run: StepRun) -> AdvanceStatus:
-        """Put the calls of the newest turn that wait for no person into their queues again, where they do not run."""
+        """Put the calls of the newest turn that wait for no person into their queues again."""
         turn = job.turns[-1]
         events = {
             call.place: called_event(job, turn.epoch, call)
@@ -62,11 +62,13 @@ class ToolCalls:
             self._recorded(job, [following] if turn.is_done else list(events.values()))
         return status
 
-    async def given_up(self, job: Job, turn: int, place: int, reason: str) -> ReturnStatus:
+    async def given_up(
+        self, job: Job, turn: int, place: int, key: str, reason: str
+    ) -> ReturnStatus:
         """The delivery of a call was given up by its broker."""
         following = next_turn_event(job)
         status = await self.store.give_up_call(
-            job.id, turn, place, reason, self._route.publication(following)
+            job.id, turn, place, key, reason, self._route.publication(following)
         )
         if status is ReturnStatus.NEXT:
             self._recorded(job, [following])

@@ -100,7 +100,7 @@ class Caller:
         if self._is_closed:
             raise Unavailable("this process shuts down")
         await self._deps.clients.ready()
-        task = asyncio.ensure_future(self._run(job_id, turn, place))
+        task = asyncio.ensure_future(self._run(event.id, job_id, turn, place))
         self._running[task] = True
         task.add_done_callback(lambda done: self._running.pop(done, None))
         await asyncio.shield(task)
@@ -118,7 +118,7 @@ class Caller:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
 
-    async def _run(self, job_id: JobId, turn: int, place: int) -> None:
+    async def _run(self, key: str, job_id: JobId, turn: int, place: int) -> None:
         token = secrets.token_hex(16)
         sent = await self._store.send_call(
             job_id,
@@ -127,6 +127,7 @@ class Caller:
             owner=self._owner,
             lease_ms=self._deps.lease_ms,
             token_hash=token_hash(token),
+            key=key,
         )
         job, call = sent.job, sent.call
         match sent.status:

@@ -39,8 +39,8 @@ class Tools:
 
     async def __call__(self, call: StepCall) -> StepOutcome:
         job = call.job
-        if job.candidate is None and job.turns:
-            return QueueCalls()
+        if job.turns and (job.candidate is None or job.tool_phase is not None):
+            return QueueCalls()  # a turn that will end the job keeps its answer meanwhile
         try:
             settings = parse_tool_settings(call.settings)
         except BadRequest as error:

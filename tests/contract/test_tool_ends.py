@@ -141,9 +141,7 @@ class TestCancel:
 
 
 class TestQueueAgain:
-    async def test_calls_that_run_nowhere_are_queued_again_and_the_others_stay(
-        self, rig: ToolRig
-    ) -> None:
+    async def test_calls_that_are_in_no_queue_are_put_there_again(self, rig: ToolRig) -> None:
         read = EffectClass.READ
         await rig.turn(call(0), call(1, effect=read), call(2, effect=read), WAITS_AT_3)
         await rig.send(1)
@@ -155,7 +153,7 @@ class TestQueueAgain:
 
         assert await rig.tools.queue_calls(run, sent, AFTER) is AdvanceStatus.OK
 
-        assert await rig.queued() == [key(0), key(1)]
+        assert await rig.queued() == [key(0), key(1), key(2)]
         before = await rig.everything()
         assert await rig.tools.queue_calls(run, sent, AFTER) is AdvanceStatus.OK
         assert await rig.everything() == before
@@ -185,17 +183,17 @@ class TestQueueAgain:
         await rig.turn(call(), ask_ms=0)
         if sends:
             await rig.send()
-            held = await rig.tools.give_up_call(job_id(), 1, 0, "no process takes it", AFTER)
+            held = await rig.tools.give_up_call(job_id(), 1, 0, key(), "no process takes it", AFTER)
             assert held is ReturnStatus.HELD
             await rig.pass_time(LEASE_MS + 1)
 
-        gone = await rig.tools.give_up_call(job_id(), 1, 0, "no process takes it", AFTER)
+        gone = await rig.tools.give_up_call(job_id(), 1, 0, key(), "no process takes it", AFTER)
 
         assert gone is ReturnStatus.NEXT
         (last,) = (await rig.job()).turns[0].calls
         assert last.state is (CallState.UNKNOWN if sends else CallState.NOT_RUN)
         assert last.reason == "no process takes it"
-        again = await rig.tools.give_up_call(job_id(), 1, 0, "no process takes it", AFTER)
+        again = await rig.tools.give_up_call(job_id(), 1, 0, key(), "no process takes it", AFTER)
         assert again is ReturnStatus.DONE
 
 
@@ -262,9 +260,30 @@ class TestRedrive:
         assert not [name for name in record if name.partition(b":")[0] in (b"turn", b"call")]
         await rig.settle(MODEL_QUEUE)
         await rig.generate()
-        await rig.commit(call())
+        await rig.commit(call(), WAITS_AT_1)
         assert await rig.queued() == [key(0, epoch=1)]
         assert (await rig.job()).turns[0].epoch == 1
+
+    async def test_nothing_of_before_an_edit_is_taken_for_what_is_now(self, rig: ToolRig) -> None:
+        await self.dead(rig, call(0), WAITS_AT_1)
+        zombie = await rig.send(0)
+        await self.fail(rig)
+        event = Publication(queues=(MODEL_QUEUE,), event=b"{}", after_queues=(TOOLS_QUEUE,))
+        await rig.tools.redrive(await rig.job(), (await rig.job()).request, event, PLAN)
+        await rig.settle(MODEL_QUEUE)
+        await rig.generate()
+        await rig.commit(call(0), WAITS_AT_1)
+
+        old = await rig.tools.give_up_call(job_id(), 1, 0, key(0), "no answer", AFTER)
+        assert old is ReturnStatus.DONE
+        assert (await rig.send(0, key=key(0))).status is SendStatus.DONE
+        assert (await rig.send(0, key=key(0, epoch=1))).status is SendStatus.SENT
+        assert await rig.give(zombie, 0) is ReturnStatus.LATE
+        assert (await rig.decide(CallState.PENDING, place=1))[0] is ReturnStatus.DONE
+        (entry,) = (await rig.entries("turn"))[-1:]
+        shown = orjson.loads(entry["calls"])[1]["approval_id"]
+        (waiting,) = await rig.tools.approvals("acme")
+        assert waiting.call.approval_id == shown
 
     async def test_usage_of_both_lives_is_counted_once(self, rig: ToolRig) -> None:
         await self.dead(rig, call())

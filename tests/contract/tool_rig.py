@@ -162,6 +162,7 @@ class ToolRig(RedisRig):
             end=job.token_count,
             message={"role": "assistant", "content": "let me look"},
             usage=(job.candidate or {}).get("usage", {}),
+            epoch=job.epoch,
             ends=ends,
             parallel=parallel,
             ask_ms=ask_ms,
@@ -180,8 +181,12 @@ class ToolRig(RedisRig):
         assert await self.commit(*calls, **rules) is AdvanceStatus.OK
         await self.settle(TOOLS_QUEUE)
 
-    async def send(self, place: int = 0, turn: int = 1, owner: str = "caller-1") -> Sent:
-        return await self.tools.send_call(job_id(), turn, place, owner=owner, lease_ms=LEASE_MS)
+    async def send(
+        self, place: int = 0, turn: int = 1, owner: str = "caller-1", key: str = ""
+    ) -> Sent:
+        return await self.tools.send_call(
+            job_id(), turn, place, owner=owner, lease_ms=LEASE_MS, key=key
+        )
 
     async def give(
         self, sent: Sent | int, place: int = 0, end: CallEnd = DONE, turn: int = 1

@@ -121,8 +121,8 @@ class ToolStore(StepStore, Protocol):
         next_turn: Publication = ARRIVED,
     ) -> AdvanceStatus:
         """Put calls of the newest turn that are not final, and wait for no person, into their queues again, by their
-        places: those that are in a queue, or run under a live lease, stay as they are. A turn that an earlier job left
-        is taken over by this; where none of its calls is to run, the next turn is queued (`next_turn`).
+        places: those that are in a queue stay as they are. A turn that an earlier job left is taken over by this; where
+        none of its calls is to run, the next turn is queued (`next_turn`).
         """
 
     async def send_call(
@@ -134,10 +134,12 @@ class ToolStore(StepStore, Protocol):
         owner: str,
         lease_ms: int,
         token_hash: str = "",
+        key: str = "",
     ) -> Sent:
         """Mark a call as sent and take its lease, before it is dialled. A call that was sent before and whose lease has
         lapsed is in doubt: sent again where its effect class allows, and never otherwise. Replicas have the mark when
-        this returns, where there are some. `token_hash` is of the token that a later result of this send will carry.
+        this returns, where there are some. `token_hash` is of the token that a later result of this send will carry;
+        `key` is the idempotency key that was delivered: one of before an edit is `DONE`.
         """
 
     async def renew_call(
@@ -164,11 +166,12 @@ class ToolStore(StepStore, Protocol):
         job_id: JobId,
         turn: int,
         place: int,
+        key: str,
         reason: str,
         next_turn: Publication = ARRIVED,
     ) -> ReturnStatus:
-        """The tries of the call's delivery are used up: it was not run, or is in doubt where it was sent. `HELD` while
-        it runs under a live lease.
+        """The tries of the delivery of the call with this key are used up: it was not run, or is in doubt where it was
+        sent. `HELD` while it runs under a live lease.
         """
 
     async def decide(

@@ -491,9 +491,8 @@ end
 local FINAL = {returned = true, denied = true, not_run = true, unknown = true, client = true}
 local WAITING = {awaiting_approval = true, awaiting_input = true, in_doubt = true}
 local MAY_HAVE_RUN = {sent = true, accepted = true, in_doubt = true, unknown = true}
-local function call_member(job_id, calling, place)
-  return string.format('/torpor/tools\0%s:%d.%d:%d', job_id, calling.turn, place, calling.epoch)
-end
+local function call_key(job_id, calling, place) return string.format('%s:%d.%d:%d', job_id, calling.turn, place, calling.epoch) end
+local function call_member(job_id, calling, place) return '/torpor/tools\0' .. call_key(job_id, calling, place) end
 local function held_field(calling, place) return string.format('held:%d.%d', calling.turn, place) end
 local function approval_member(job_id, calling, place) return string.format('%s %d.%d', job_id, calling.turn, place) end
 local function approvals_of(job) return 'torpor:approvals:of:' .. (job.tenant_key or job.tenant) end

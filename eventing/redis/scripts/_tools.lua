@@ -4,6 +4,7 @@ local TOLD = {
   unanswered = 'No one approved the call in time.',
   unknown = 'It is not known whether the call was carried out: it may have happened.',
 }
+local EPOCH = 1000 -- numbers of leases and of questions begin at this in each epoch: no lease and no approval of an edited job's past is one of now
 local SHOWN_BYTES = 4096 -- of a result in a stream entry
 local NOTED_BYTES, MOST_NOTED = 1024, 16 -- of results that came too late
 
@@ -71,7 +72,7 @@ end
 
 -- Ask a person about a call, which then waits for the decision in `state`.
 local function ask(job, job_id, calling, call, state, now)
-  call.state, call.asked, call.expires_ms = state, (call.asked or 0) + 1, now + calling.ask_ms
+  call.state, call.asked, call.expires_ms = state, (call.asked or calling.epoch * EPOCH) + 1, now + calling.ask_ms
   call.approval_id = string.format('mcpr_%s_%d_%d', string.gsub(job_id, '^job_', ''), call.turn, call.place)
   if call.asked > 1 then call.approval_id = call.approval_id .. '_' .. call.asked end
   call.approver, call.lease_until_ms, call.owner = '', 0, ''
@@ -94,11 +95,12 @@ local function ask_again(key, job, job_id, calling, now)
   put_calling(key, calling)
 end
 
--- Put the event of a call into its queues, or note that it is unpublished, due in `note_ms`.
-local function queue_call(job, job_id, calling, place, publication, now, note_ms)
+-- Put the event of a call into its queues, or note that it is unpublished, due in `note_ms`. With `is_there_already`, one that is claimed is not
+-- delivered once more.
+local function queue_call(job, job_id, calling, place, publication, now, note_ms, is_there_already)
   if publication.is_noted then redis.call('ZADD', UNPUBLISHED, now + note_ms, job_id) end
   local member = call_member(job_id, calling, place)
-  for _, prefix in ipairs(publication.queues) do enqueue(prefix, job.lane, member, publication.event, job.tenant, false, now) end
+  for _, prefix in ipairs(publication.queues) do enqueue(prefix, job.lane, member, publication.event, job.tenant, is_there_already, now) end
   calling.queues[tostring(place)] = publication.queues
 end
 -- Calls that run, or are in a queue to do so.

@@ -1,5 +1,4 @@
--- Put the calls of a job's newest turn that wait for no person into their queues again, where they do not run. A turn that an earlier job
--- left is taken over here.
+-- Put the calls of a job's newest turn that wait for no person into their queues again. A turn that an earlier job left is taken over here.
 -- USES _lib _tools
 -- KEYS  1 job hash, 2 token stream
 -- ARGV  1 step, 2 attempt, 3 plan version, 4 recheck_ms, 5 retention_s of a job that ends with it, 6.. the predictor's event: record, '1' to
@@ -12,7 +11,7 @@ if job.attempt ~= ARGV[2] or redis.call('HGET', key, 'plan_version') ~= ARGV[3] 
   redis.call('HINCRBY', key, 'fenced', 1)
   return 'fenced'
 end
-if job.step ~= ARGV[1] or job.candidate_state or not job.turns then return 'done' end
+if job.step ~= ARGV[1] or not job.turns or (job.candidate_state and not job.calling) then return 'done' end
 local now, job_id = now_ms(), string.match(key, '{(.*)}')
 local calling = job.calling and cjson.decode(job.calling)
 if not calling then
@@ -26,15 +25,10 @@ local following = read_publication(take)
 for _ = 1, tonumber(take()) do
   local place = tonumber(take())
   local publication, state = read_publication(take), calling.states[place + 1]
-  if state == 'pending' then
-    if calling.queues[tostring(place)] then
-      queue_call(job, job_id, calling, place, publication, now, SWEEP_AFTER_MS)
-    else
-      queue_or_hold(key, job, job_id, calling, place, publication, now)
-    end
-  elseif state == 'sent' or state == 'accepted' then
-    local call = read_call(key, calling.turn, place)
-    if (call.lease_until_ms or 0) <= now then queue_call(job, job_id, calling, place, publication, now, SWEEP_AFTER_MS) end
+  if state == 'pending' and not calling.queues[tostring(place)] then
+    queue_or_hold(key, job, job_id, calling, place, publication, now)
+  elseif state == 'pending' or state == 'sent' or state == 'accepted' then
+    queue_call(job, job_id, calling, place, publication, now, SWEEP_AFTER_MS, true)
   end
 end
 local pipeline = redis.call('HGET', key, 'pipeline')

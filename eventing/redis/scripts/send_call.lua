@@ -3,7 +3,8 @@
 -- USES _lib _tools
 -- KEYS  1 job hash, 2 token stream
 -- ARGV  1 turn, 2 place, 3 owner, 4 lease_ms, 5 hash of the token of a later result, '' for none, 6 retention_s of a failed job,
---       7 retention_s of another, 8 recheck_ms, 9 a random mark by which the sender knows this send
+--       7 retention_s of another, 8 recheck_ms, 9 a random mark by which the sender knows this send,
+--       10 idempotency key of the call that was delivered, '' for not given: one of an earlier epoch is none of this job's calls any more
 -- gives {'sent' | 'poll', lease number} | {'in_doubt', lease number (0: a person was asked)} | {'held', lease_left_ms}
 --       | {'waiting' | 'done' | 'terminal' | 'expired' | 'missing', 0}
 local key, stream, job = KEYS[1], KEYS[2], read_job(KEYS[1])
@@ -11,6 +12,7 @@ if not job.state then return {'missing', 0} end
 if job.state ~= 'queued' and job.state ~= 'in_progress' then return {'terminal', 0} end
 local calling = job.calling and cjson.decode(job.calling)
 if not calling or calling.turn ~= tonumber(ARGV[1]) then return {'done', 0} end
+if ARGV[10] ~= '' and ARGV[10] ~= call_key(string.match(key, '{(.*)}'), calling, ARGV[2]) then return {'done', 0} end
 local state = calling.states[ARGV[2] + 1]
 if not state or FINAL[state] then return {'done', 0} end
 if WAITING[state] then return {'waiting', 0} end
@@ -41,7 +43,8 @@ elseif state == 'sent' and not may_be_sent_again(call) then
   answer = 'in_doubt'
 end
 call.mark = ARGV[9]
-call.owner, call.lease_number, call.lease_until_ms = ARGV[3], (call.lease_number or 0) + 1, now + lease_ms
+call.owner, call.lease_until_ms = ARGV[3], now + lease_ms
+call.lease_number = (call.lease_number or calling.epoch * EPOCH) + 1
 if answer == 'sent' then
   call.state, call.sends, call.sent_ms, call.reason = 'sent', sends + 1, now, ''
   if ARGV[5] ~= '' then call.token_hash = ARGV[5] end

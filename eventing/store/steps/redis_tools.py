@@ -7,7 +7,8 @@ Called by the steps process, by the api for decisions and late results, and by t
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Final
+from dataclasses import replace
+from typing import Any, Final
 
 import orjson
 from redis.asyncio import Redis
@@ -20,6 +21,7 @@ from eventing.job.tools.call import (
     CallState,
     ToolCall,
     Turn,
+    approval_item_id,
     call_field,
     call_of,
     call_of_approval,
@@ -42,6 +44,8 @@ from eventing.store.redis_store import ArchiveReader, job_keys
 from eventing.store.redis_submit import queue_args
 from eventing.store.steps.redis_steps import RedisStepStore
 
+FIRST_OF_EPOCH: Final = 1000
+"""`EPOCH` of `_tools.lua`."""
 _SHOWN: Final = (
     *("place", "name", "server", "tool", "call_id", "arguments", "state"),
     *("approval_id", "effect"),
@@ -73,10 +77,7 @@ class RedisToolStore(RedisStepStore):
         publications: Mapping[int, Publication],
         next_turn: Publication = ARRIVED,
     ) -> AdvanceStatus:
-        shown = [
-            {name: value for name in _SHOWN if (value := getattr(call, name)) != ""}
-            for call in turn.calls
-        ]
+        shown = [_shown(run.job_id, turn.epoch, call) for call in turn.calls]
         args: list[Argument] = [
             *self._run_args(run),
             orjson.dumps({"turn": turn.number, "calls": len(turn.calls)}),
@@ -116,10 +117,11 @@ class RedisToolStore(RedisStepStore):
         owner: str,
         lease_ms: int,
         token_hash: str = "",
+        key: str = "",
     ) -> Sent:
         s, mark = self._settings, secrets.token_hex(8)
         args: list[Argument] = [turn, place, owner, lease_ms, token_hash]
-        args += [s.dead_letter_retention_s, s.retention_s, self._recheck_ms, mark]
+        args += [s.dead_letter_retention_s, s.retention_s, self._recheck_ms, mark, key]
         call = ("send_call", job_keys(job_id), args)
         read = [("HGETALL", keys.job(job_id))]
         try:
@@ -192,13 +194,14 @@ class RedisToolStore(RedisStepStore):
         job_id: JobId,
         turn: int,
         place: int,
+        key: str,
         reason: str,
         next_turn: Publication = ARRIVED,
     ) -> ReturnStatus:
         args: list[Argument] = [
             turn,
             place,
-            f"The call was not run: {reason}.",
+            key,
             reason,
             self._recheck_ms,
             self._settings.retention_s,
@@ -266,6 +269,13 @@ class RedisToolStore(RedisStepStore):
     def _run_args(self, run: StepRun) -> list[Argument]:
         retention_s = self._settings.retention_s
         return [run.step, run.attempt, run.plan_version, self._recheck_ms, retention_s]
+
+
+def _shown(job_id: JobId, epoch: int, call: ToolCall) -> dict[str, Any]:
+    if call.state.is_waiting_for_person:  # as the script names it
+        name = approval_item_id(job_id, call.turn, call.place, FIRST_OF_EPOCH * epoch + 1)
+        call = replace(call, approval_id=name)
+    return {name: value for name in _SHOWN if (value := getattr(call, name)) != ""}
 
 
 def _publication_args(publication: Publication) -> list[Argument]:
