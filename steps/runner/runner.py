@@ -214,7 +214,8 @@ class Runner:
         """
         call = StepCall(
             job=job,
-            request=job.to_run,
+            # Before the predictor, a turn that was taken over is no part of it: what is prepared goes before that.
+            request=job.to_run if planned.is_after else job.prepared or job.request,
             settings=planned.settings,
             attempt=number,
             deadline_ms=job.deadline_ms,

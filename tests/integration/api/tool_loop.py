@@ -69,7 +69,7 @@ class Loop:
         servers = [pinned(label) for label in labels]
         functions = [tool.definition() for server in servers for tool in server.tools]
         own = [each for each in job.request.body.get("tools", ()) if each["type"] == "function"]
-        body = {**job.request.body, "tools": [*own, *functions]}
+        body = {**(job.prepared or job.request).body, "tools": [*own, *functions]}
         status = await Advance(self.store, self.route).go_on(
             job,
             run,

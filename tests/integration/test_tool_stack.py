@@ -1,0 +1,149 @@
+"""Tools in a whole stack, by OpenAI's unmodified client: a real MCP server, a function, turns from a script."""
+
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from openai import OpenAI
+
+from tests.integration.stack import MODEL, LocalStack, openai_client, planned_stack
+from tests.integration.test_example_tools import listening
+
+TOOLS = Path(__file__).parents[2] / "examples" / "tools"
+PIPELINES = yaml.safe_dump(
+    {
+        MODEL: {"cache": {"exact": {"ttl_s": 60}}},
+        "agent": {
+            "steps": [
+                {"step": "list-tools", "settings": {"servers": ["weather"]}},
+                {"step": "route", "settings": {"tiers": [MODEL]}},
+                "tools",
+            ]
+        },
+    }
+)
+WEATHER: Any = {"type": "mcp", "server_label": "weather", "require_approval": "never"}
+REFUND: Any = {"type": "mcp", "server_label": "refund"}
+ASK = {"name": "weather__forecast", "arguments": {"city": "Oslo"}}
+PAY = {"name": "refund__refund", "arguments": {"order_id": "A7", "amount": 12.5}}
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
+    folder = tmp_path_factory.mktemp("tools")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    with (
+        listening(sys.executable, "mcp_weather.py", port) as weather,
+        listening(sys.executable, "function_refund.py", str(folder / "ledger.db"), "0") as refund,
+    ):
+        yield from _stack(folder, weather, refund)
+
+
+def _stack(folder: Path, weather: str, refund: str) -> Iterator[LocalStack]:
+    known = yaml.safe_load((TOOLS / "tools.yaml").read_text())["servers"]
+    servers = {"weather": {**known["weather"], "url": weather}}
+    servers["refund"] = {**known["refund"], "url": refund}
+    path = folder / "tools.yaml"
+    path.write_text(yaml.safe_dump({"servers": servers}))
+    with planned_stack(folder, PIPELINES, "--tools", str(path)) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def client(stack: LocalStack) -> Iterator[OpenAI]:
+    with openai_client(stack) as made:
+        yield made
+
+
+def script(*turns: dict[str, Any]) -> dict[str, Any]:
+    return {"seeded": {"turns": list(turns)}}
+
+
+def test_a_loop_is_streamed_as_one_response(client: OpenAI) -> None:
+    turns = script({"text": "I look.", "calls": [ASK, ASK]}, {"text": "It rains."})
+    with client.responses.stream(
+        model=MODEL, input="Weather?", tools=[WEATHER], background=True, extra_body=turns
+    ) as stream:
+        events = list(stream)
+        final = stream.get_final_response()
+    again = client.responses.retrieve(final.id, stream=True, starting_after=4)
+
+    assert [item.type for item in final.output] == [
+        *("mcp_list_tools", "message", "mcp_call", "mcp_call", "message")
+    ]
+    assert "4 °C" in str(final.output[2].output)  # type: ignore[union-attr]
+    assert final.output_text.endswith("It rains.")
+    numbers = [event.sequence_number for event in events]
+    assert numbers == sorted(set(numbers))
+    assert [each.type for each in again][-1] == "response.completed"
+    stored = client.responses.retrieve(final.id)
+    told = [item.model_dump(exclude={"content"}) for item in final.output]
+    assert [item.model_dump(exclude={"content"}) for item in stored.output] == told
+    assert stored.output_text == final.output_text
+
+
+def test_an_approval_ends_one_response_and_is_answered_by_the_next(client: OpenAI) -> None:
+    turns = script({"text": "", "calls": [ASK, PAY]}, {"text": "Paid."})
+    tools = [WEATHER, REFUND]
+    first = client.responses.create(model=MODEL, input="Pay", tools=tools, extra_body=turns)
+    (question,) = [item for item in first.output if item.type == "mcp_approval_request"]
+    answer: Any = {"type": "mcp_approval_response", "approval_request_id": question.id}
+    second = client.responses.create(
+        model=MODEL,
+        previous_response_id=first.id,
+        tools=tools,
+        input=[{**answer, "approve": True}],
+        extra_body=turns,
+    )
+    third = client.responses.create(
+        model=MODEL, previous_response_id=second.id, input="Thanks", max_output_tokens=4
+    )
+
+    assert [item.type for item in first.output] == [
+        *("mcp_list_tools", "mcp_list_tools", "mcp_call", "mcp_approval_request")
+    ]
+    call = next(item for item in second.output if item.type == "mcp_call")
+    assert (call.status, call.approval_request_id) == ("completed", question.id)
+    assert second.output_text == "Paid."
+    assert third.usage is not None
+
+
+def test_a_job_waits_for_its_approval_and_goes_on(stack: LocalStack, client: OpenAI) -> None:
+    with httpx.Client(base_url=stack.addresses["api"], timeout=120) as api:
+        body = {"model": MODEL, "messages": [{"role": "user", "content": "Pay"}]}
+        body |= {"tools": [REFUND], **script({"text": "", "calls": [PAY]}, {"text": "Paid."})}
+        job = api.post("/v1/jobs", json={"url": "/v1/chat/completions", "body": body}).json()["id"]
+        asked: list[dict[str, Any]] = []
+        while not asked:
+            asked = api.get("/v1/approvals").json()["data"]
+        path = f"/v1/jobs/{job}/approvals/{asked[0]['id']}"
+        decided = api.post(path, json={"approve": True}).json()
+        ended = api.get(f"/v1/jobs/{job}?wait=60").json()
+
+    assert (asked[0]["job_id"], asked[0]["tool"]) == (job, "refund")
+    assert decided["state"] == "pending"
+    assert ended["state"] == "completed"
+    assert ended["result"]["choices"][0]["message"]["content"] == "Paid."
+
+
+def test_a_chat_completion_has_the_tools_of_its_models_name(client: OpenAI) -> None:
+    turns = script({"text": "", "calls": [ASK]}, {"text": "It rains."})
+    said = client.chat.completions.create(
+        model="agent", messages=[{"role": "user", "content": "Weather?"}], extra_body=turns
+    )
+
+    assert said.choices[0].message.content == "It rains."
+    assert not said.choices[0].message.tool_calls
+
+
+def test_the_tools_are_listed_without_addresses(stack: LocalStack) -> None:
+    found = httpx.get(f"{stack.addresses['api']}/v1/tools", timeout=60).json()
+
+    assert [each["label"] for each in found["data"]] == ["refund", "weather"]
+    assert "127.0.0.1" not in str(found)
