@@ -13,13 +13,18 @@ from api.http.protocol import HEAD_LIMIT_BYTES, BoundedHttpProtocol, ResponseWri
 from api.http.shutdown import Shutdown
 from api.http.sse import Stream
 from tests.integration.api.fakes import serving
+from tests.time_limits import HANG_S
 
 
-class HastyProtocol(BoundedHttpProtocol):
-    """Patience of tests, and room for three."""
+class SmallProtocol(BoundedHttpProtocol):
+    """Room for three, and time for a machine that stands still."""
 
-    head_timeout_s = 0.2
+    head_timeout_s = HANG_S
     connections_limit = 3
+
+
+class HastyProtocol(SmallProtocol):
+    head_timeout_s = 0.2
 
 
 class StreamingApp:
@@ -56,6 +61,13 @@ async def streaming() -> StreamingApp:
 
 @pytest.fixture
 async def port(streaming: StreamingApp) -> AsyncIterator[int]:
+    async with serving(streaming.app, SmallProtocol) as url:
+        yield int(url.rsplit(":", 1)[1])
+
+
+@pytest.fixture
+async def hasty(streaming: StreamingApp) -> AsyncIterator[int]:
+    """The port of a server that waits for headers a fifth of a second."""
     async with serving(streaming.app, HastyProtocol) as url:
         yield int(url.rsplit(":", 1)[1])
 
@@ -70,8 +82,8 @@ async def line(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.S
         writer.close()
 
 
-async def test_headers_that_never_end_are_given_up(port: int) -> None:
-    async with line(port) as (reader, writer):
+async def test_headers_that_never_end_are_given_up(hasty: int) -> None:
+    async with line(hasty) as (reader, writer):
         writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n")
         await asyncio.sleep(0.12)
         writer.write(b"a: 1\r\n")  # a byte now and then does not help
@@ -79,19 +91,17 @@ async def test_headers_that_never_end_are_given_up(port: int) -> None:
         assert (await reader.read()).startswith(b"HTTP/1.1 408")
 
 
-async def test_a_connection_that_says_nothing_is_given_up(port: int) -> None:
-    async with line(port) as (reader, _):
+async def test_a_connection_that_says_nothing_is_given_up(hasty: int) -> None:
+    async with line(hasty) as (reader, _):
         assert (await reader.read()).startswith(b"HTTP/1.1 408")
 
 
-async def test_a_second_request_has_its_own_time(port: int) -> None:
-    async with line(port) as (reader, writer):
+async def test_a_second_request_has_its_own_time(hasty: int) -> None:
+    async with line(hasty) as (reader, writer):
         writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
         await reader.readuntil(b"hello")
         await asyncio.sleep(0.25)
-        writer.write(b"GET / HTTP/1.1\r\n")
-        await asyncio.sleep(0.1)
-        writer.write(b"host: x\r\n\r\n")
+        writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
 
         await reader.readuntil(b"hello")
         writer.write(b"GET / HTTP/1.1\r\n")
