@@ -35,6 +35,8 @@ ENGINE_ARGS: Final = (
     *("--kv-cache-memory-bytes", str(KV_BYTES)),
 )
 COMPILE_TIMEOUT_S: Final = 1800.0
+NO_BYTECODE: Final = {"PYTHONPYCACHEPREFIX": "/nonexistent", "PYTHONDONTWRITEBYTECODE": "1"}
+"""As in an image that was made without any, whose user may write none."""
 PHASES: Final = ("import", "weights", "compile", "warm_up", "first_token")
 
 
@@ -74,6 +76,15 @@ def main() -> None:
             ),
             "our engine, fresh process": lambda: executed(
                 "our engine, fresh process", "ours", model, {}
+            ),
+            "fresh, no bytecode": lambda: executed(
+                "fresh, no bytecode", "ours", model, NO_BYTECODE
+            ),
+            "fresh, weights not in memory": lambda: evicted(
+                weights, lambda: executed("fresh, weights not in memory", "unread", model, {})
+            ),
+            "the same, weights read ahead": lambda: evicted(
+                weights, lambda: executed("the same, weights read ahead", "ours", model, {})
             ),
             "our engine, forked from the parent": lambda: fork(
                 "our engine, forked from the parent"
@@ -196,6 +207,11 @@ def child_main(kind: str, model: str) -> int:
             asyncio.run(bare(model))
         case "compiled":
             asyncio.run(ours(model, (*ENGINE_ARGS, "--no-enforce-eager")))
+        case "unread":
+            from predictor.engine.vllm import engine
+
+            engine.read_ahead = lambda _: 0
+            asyncio.run(ours(model))
         case _:
             asyncio.run(ours(model))
     return 0

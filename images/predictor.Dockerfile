@@ -21,6 +21,14 @@ RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf --mount=type=secret,id=c
     && rm -rf /tmp/base.txt /src/* \
     && groupadd --gid 10001 torpor \
     && useradd --uid 10001 --gid torpor --no-create-home --home-dir /tmp torpor
+# vLLM's image has no bytecode (vllm-project/vllm#55422), and our user may write none: each start compiled 7,000
+# modules. Files that are templates or of another Python do not compile, and are not imported either.
+RUN python3 -c "import sysconfig as s; print(s.get_path('stdlib'), s.get_path('purelib'), s.get_path('platlib'))" \
+        | xargs -n 1 | sort -u \
+        | xargs python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash > /dev/null 2>&1; \
+    python3 -c "import importlib.util as u, os; \
+        found = [u.cache_from_source(u.find_spec(n).origin) for n in ('vllm', 'torch', 'transformers', 'json')]; \
+        assert all(map(os.path.exists, found)), found"
 # torch asks for the user's name; everything that is written goes to mounted volumes.
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp USER=torpor LOGNAME=torpor
 USER 10001:10001

@@ -31,6 +31,9 @@ FROM ${REGISTRY}/library/python:3.11.14-slim-bookworm
 RUN groupadd --gid 10001 torpor \
     && useradd --uid 10001 --gid torpor --no-create-home --home-dir /tmp torpor
 COPY --from=build /opt/torpor /opt/torpor
+# The base has no bytecode of the standard library, and our user may write none: each start compiled it.
+RUN python -m compileall -q --invalidation-mode unchecked-hash -x "/(test|idlelib|lib2to3|site-packages)/" \
+        "$(python -c "import sysconfig; print(sysconfig.get_path('stdlib'))")"
 ENV PATH=/opt/torpor/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp
 USER 10001:10001
 WORKDIR /tmp

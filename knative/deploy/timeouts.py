@@ -125,7 +125,7 @@ def derive(values: Values) -> Timeouts:
         stable_window=_clamp(cold, 60, 3600),
         progress_deadline=cold + 60,
         startup_probe=cold + 60,
-        polling=5,
+        polling=2,
         cooldown=cooldown,
         initial_cooldown=INITIAL_COOLDOWN_S,
         scale_down_window=_clamp(cold, 300, 3600),
@@ -211,7 +211,7 @@ EXPLANATIONS: dict[str, Why] = {
         "Until then not ready is not dead: no restart while loading.",
         "docs/facts.md #12",
     ),
-    "polling": Why("5", "KEDA's 30 s would be added to every wake from zero.", "docs/facts.md 3.5"),
+    "polling": Why("2", "KEDA's 30 s would be added to every wake from zero.", "docs/facts.md 3.5"),
     "cooldown": Why(
         "max(300, cold start + 60)",
         "Longer than the worst wake, or KEDA ends a pod that is still loading.",

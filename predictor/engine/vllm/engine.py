@@ -23,6 +23,7 @@ from predictor.engine.vllm.start import (
     prepare_environment,
 )
 from predictor.errors import EngineDeadError, EngineStartError
+from predictor.model_files.read_ahead import read_ahead
 from predictor.process.gc import gc_disabled
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class VllmEngine:
         self._llm: Any = None
         self._serving: VllmServing | None = None
         self._building: asyncio.Future[Any] | None = None
+        self._reading: asyncio.Future[int] | None = None
         self._other_processes: set[int | None] = set()  #: child processes that are not the engine's
         # vLLM's process dies with the thread that forked it (`death_signal`), so that thread is kept.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vllm-engine")
@@ -108,6 +110,9 @@ class VllmEngine:
             raise EngineStartError("the engine has been started already")
         report = forward_only(report)
         report(ColdStartPhase.IMPORT)
+        # Beside the imports, not after them: nothing waits for it.
+        loop = asyncio.get_running_loop()
+        self._reading = loop.run_in_executor(None, read_ahead, self._settings.model)
         args, config = await self._in_thread(_configure, self._settings)
         self._other_processes = {process.pid for process in multiprocessing.active_children()}
         with heard(report):
