@@ -23,12 +23,12 @@ RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf --mount=type=secret,id=c
     && useradd --uid 10001 --gid torpor --no-create-home --home-dir /tmp torpor
 # vLLM's image has no bytecode (vllm-project/vllm#55422), and our user may write none: each start compiled 7,000
 # modules. Files that are templates or of another Python do not compile, and are not imported either.
-RUN python3 -c "import sysconfig as s; print(s.get_path('stdlib'), s.get_path('purelib'), s.get_path('platlib'))" \
-        | xargs -n 1 | sort -u \
-        | xargs python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash > /dev/null 2>&1; \
-    python3 -c "import importlib.util as u, os; \
-        found = [u.cache_from_source(u.find_spec(n).origin) for n in ('vllm', 'torch', 'transformers', 'json')]; \
-        assert all(map(os.path.exists, found)), found"
+RUN python3 -c "import compileall as c, importlib.util as u, os, py_compile, sysconfig as s; \
+        how = py_compile.PycInvalidationMode.UNCHECKED_HASH; \
+        folders = {s.get_path(n) for n in ('stdlib', 'purelib', 'platlib')}; \
+        [c.compile_dir(each, quiet=2, workers=0, invalidation_mode=how) for each in folders]; \
+        made = [u.cache_from_source(u.find_spec(n).origin) for n in ('vllm', 'torch', 'transformers', 'json')]; \
+        assert all(map(os.path.exists, made)), made"
 # torch asks for the user's name; everything that is written goes to mounted volumes.
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp USER=torpor LOGNAME=torpor
 USER 10001:10001
