@@ -354,4 +354,5 @@ class StreamMultiplexer:
 
 
 def _weight(entry: StreamEntry) -> int:
-    return 200 + len(entry.delta) + 8 * len(entry.token_ids)
+    texts = len(entry.delta) + len(entry.calls) + len(entry.output)
+    return 200 + texts + 8 * len(entry.token_ids)

@@ -22,6 +22,8 @@ from eventing.job.store import (
 )
 from eventing.job.tools.call import CallState
 from eventing.job.tools.store import CallEnd
+from eventing.redis import keys
+from eventing.store.archive import _line, _parse_line
 from eventing.store.conversation.messages import messages_of
 from eventing.store.conversation.store import Conversations
 from predictor.generation.checkpoint import read_checkpoint
@@ -109,6 +111,8 @@ async def test_readers_are_told_of_the_turn_and_its_calls_in_order(rig: ToolRig)
     assert (told[0].turn, told[0].index) == (1, 2)
     assert [each["tool"] for each in calls_of(told[0])] == ["find", "find"]
     assert (told[2].name, told[2].output, told[2].send) == ("wiki__find", "42", 1)
+    rows = await rig.redis.xrange(keys.tokens(job_id()))
+    assert [_parse_line(_line(cursor, fields)) for cursor, fields in rows] == entries  # archived
     after = [[e.cursor for e in await rig.tools.read_stream(job_id(), at.cursor)] for at in entries]
     assert after == [[e.cursor for e in entries[n + 1 :]] for n in range(len(entries))]
 

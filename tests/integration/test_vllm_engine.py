@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from eventing.job.tools.call import CallState, ToolCall, Turn
+from eventing.job.tools.prompt import body_with_turns
 from predictor.engine.engine import DecodeStep, EngineRequest
 from predictor.engine.vllm.engine import VllmEngine, VllmSettings
 from predictor.errors import BadRequest
@@ -170,9 +172,8 @@ async def serving_with(engine: VllmEngine, flags: tuple[str, ...], llm: Any) -> 
 
 async def test_a_seam_anywhere_in_a_tool_call_does_not_show(engine: VllmEngine) -> None:
     """vLLM's own parser, over what a model with tools would have said."""
-    flags = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
     said = f"I shall look.<tool_call>\n{json.dumps(CALL)}\n</tool_call>"
-    calling = await serving_with(engine, flags, Scripted(engine._llm, said))
+    calling = await serving_with(engine, TOOL_FLAGS, Scripted(engine._llm, said))
     request = chat("What is the weather?", tools=[TOOL], tool_choice="auto", max_tokens=100)
     assert engine.can_resume(request)
     whole = [step async for step in calling.steps(request, ())]
@@ -185,6 +186,79 @@ async def test_a_seam_anywhere_in_a_tool_call_does_not_show(engine: VllmEngine) 
         steps = [step async for step in calling.steps(request, ids[:cut])]
         assert token_ids(steps) == ids[cut:]
         assert without_ids(body_of(steps)) == body, f"seam at {cut}"
+
+
+async def test_a_forced_call_and_the_answer_to_its_result_are_two_turns(
+    engine: VllmEngine,
+) -> None:
+    """The packaged model calls nothing of itself: a forced choice gives valid JSON, and no sense."""
+    serving = await serving_with(engine, TOOL_FLAGS, engine._llm)
+    choice = {"type": "function", "function": {"name": "weather_at"}}
+    request = chat(
+        "Weather in Oslo?", tools=[CITY_TOOL], tool_choice=choice, max_tokens=120, seed=1
+    )
+    assert not engine.can_resume(request)
+    first = body_of([step async for step in serving.steps(noting(request), ())])
+    message = first["choices"][0]["message"]
+    (made,) = message["tool_calls"]
+    assert isinstance(json.loads(made["function"]["arguments"])["city"], str)
+
+    call = ToolCall(
+        turn=1,
+        place=0,
+        call_id=made["id"],
+        name="weather_at",
+        arguments=made["function"]["arguments"],
+        state=CallState.RETURNED,
+        output="4 degrees and rain",
+    )
+    said = {"role": "assistant", "content": None, "tool_calls": [made]}
+    turn = Turn(
+        number=1, attempt=1, begin=0, end=1, message=said, usage=first["usage"], calls=(call,)
+    )
+    body = body_with_turns(request.body, (turn,))
+    second = replace(request, request_id="second", body=body)
+    assert engine.can_resume(second)
+    noted = noting(second, first["prefix"])
+    steps = [step async for step in serving.steps(noted, ())]
+    answer = body_of(steps)
+    assert answer["choices"][0]["message"]["content"]
+    # This model's template shows no calls, so the ids of the first turn are not in the second's prompt.
+    assert answer["prefix"]["kept"] is False
+    assert await differing_seams(serving.steps, noted, steps, (1, 3)) == []
+
+
+async def test_a_prompt_that_goes_on_after_an_answer_keeps_its_ids(engine: VllmEngine) -> None:
+    request = chat("What is the capital of France?", max_tokens=40)
+    first = body_of(await all_steps(engine, noting(request)))
+    said = {"role": "assistant", "content": first["choices"][0]["message"]["content"]}
+    messages = [*request.body["messages"], said, {"role": "user", "content": "And of Italy?"}]
+    following = replace(request, request_id="next", body={**request.body, "messages": messages})
+
+    steps = await all_steps(engine, noting(following, first["prefix"]))
+
+    assert body_of(steps)["prefix"]["kept"] is True
+    assert (cached_tokens(steps) or 0) >= first["prefix"]["tokens"] // 16 * 16 - 16
+
+
+def noting(request: EngineRequest, before: Mapping[str, Any] | None = None) -> EngineRequest:
+    """A turn's request, after the turn before."""
+    return replace(request, notes_prefix=True, prefix=before)
+
+
+TOOL_FLAGS = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
+CITY_TOOL: Mapping[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "weather_at",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "maxLength": 12}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
 
 
 def without_ids(body: dict[str, Any]) -> dict[str, Any]:

@@ -217,3 +217,20 @@ def test_a_spend_is_read_from_the_ledgers_milliseconds() -> None:
     spend = spend_of({"busy_ms": 1500, "kept_ms": 1000, "jobs": 2, "delivered_tokens": 9})
 
     assert (spend.busy_s, spend.kept_s, spend.jobs, spend.output_tokens) == (1.5, 1.0, 2, 9)
+
+
+def test_turns_that_asked_for_tools_are_a_part_of_the_answer_to_the_token() -> None:
+    turn = {"kind": "turn", "model": "m", "prompt_tokens": 10, "completion_tokens": 5}
+    repaired = {"kind": "repaired", "model": "m", "prompt_tokens": 4, "completion_tokens": 1}
+    usage = {
+        "prompt_tokens": 34,
+        "completion_tokens": 13,
+        "prompt_tokens_details": {"cached_tokens": 16},
+        "extra": [turn, repaired],
+    }
+
+    answer, beside = spent_tokens(usage, "m")
+
+    assert (answer.kind, answer.input_tokens, answer.output_tokens) == ("answer", 30, 12)
+    assert answer.cached_tokens == 16
+    assert (beside.kind, beside.input_tokens, beside.output_tokens) == ("repaired", 4, 1)
