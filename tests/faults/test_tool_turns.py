@@ -196,3 +196,50 @@ async def reached(system: System, job_id: str, count: int) -> None:
             if (await job_of(system, job_id)).state.is_terminal:
                 return
             await asyncio.sleep(0.003)
+
+
+async def test_every_view_of_a_loop_has_the_same_text_and_the_same_usage(
+    zygote: Zygote, tmp_path: Path
+) -> None:
+    async with shop(zygote, tmp_path) as (system, _), aiohttp.ClientSession() as http:
+        base, body = system.client.bases[0], line(7)["body"]
+        job_id = await system.client.submit(line(7), "v7")
+        await system.ended([job_id], within_s=120)
+        job = await job_of(system, job_id)
+        texts = [turn.message.get("content") for turn in job.turns] + [shape(job)["text"]]
+        whole = "\n\n".join(text for text in texts if text)
+        called = [call.tool for turn in job.turns for call in turn.calls]
+        used = shape(job)["usage"]
+
+        answer = await posted(http, f"{base}/v1/chat/completions", body)
+        options = {"stream": True, "stream_options": {"include_usage": True}}
+        chunks = await sent_events(http, f"{base}/v1/chat/completions", body | options)
+        view = (await system.client.get(job_id))[1]
+
+        assert answer["choices"][0]["message"]["content"] == whole
+        choices = [choice for chunk in chunks for choice in chunk["choices"]]
+        assert "".join(each["delta"].get("content") or "" for each in choices) == whole
+        assert not any(each["delta"].get("tool_calls") for each in choices)
+        assert [each["finish_reason"] for each in choices if each["finish_reason"]] == ["stop"]
+        for said in (answer, *[chunk for chunk in chunks if chunk.get("torpor")]):
+            assert [each["tool"] for each in said["torpor"]["tool_calls"]] == called
+        for usage in (answer["usage"], chunks[-1]["usage"], view["usage"]):
+            assert {name: usage[name] for name in COUNTS} == used
+        for name in COUNTS:
+            assert sum(turn["usage"][name] for turn in view["turns"]) == used[name]
+
+
+async def posted(http: aiohttp.ClientSession, url: str, body: Any) -> Any:
+    async with http.post(url, json=body) as answer:
+        assert answer.status == 200, await answer.text()
+        return await answer.json()
+
+
+async def sent_events(http: aiohttp.ClientSession, url: str, body: Any) -> list[dict[str, Any]]:
+    """The chunks of a stream."""
+    async with http.post(url, json=body) as answer:
+        assert answer.status == 200, await answer.text()
+        lines = [line.strip().decode() async for line in answer.content]
+    data = [each.removeprefix("data: ") for each in lines if each.startswith("data: ")]
+    assert data[-1] == "[DONE]"
+    return [orjson.loads(each) for each in data[:-1]]
