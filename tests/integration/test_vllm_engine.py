@@ -195,7 +195,7 @@ async def test_a_forced_call_and_the_answer_to_its_result_are_two_turns(
     serving = await serving_with(engine, TOOL_FLAGS, engine._llm)
     choice = {"type": "function", "function": {"name": "weather_at"}}
     request = chat(
-        "Weather in Oslo?", tools=[CITY_TOOL], tool_choice=choice, max_tokens=120, seed=1
+        "Weather in Oslo?", tools=[STRICT_TOOL], tool_choice=choice, max_tokens=60, seed=1
     )
     assert not engine.can_resume(request)
     first = body_of([step async for step in serving.steps(noting(request), ())])
@@ -216,7 +216,7 @@ async def test_a_forced_call_and_the_answer_to_its_result_are_two_turns(
     turn = Turn(
         number=1, attempt=1, begin=0, end=1, message=said, usage=first["usage"], calls=(call,)
     )
-    body = body_with_turns(request.body, (turn,))
+    body = {**body_with_turns(request.body, (turn,)), "tools": [CITY_TOOL]}
     second = replace(request, request_id="second", body=body)
     assert engine.can_resume(second)
     noted = noting(second, first["prefix"])
@@ -225,11 +225,11 @@ async def test_a_forced_call_and_the_answer_to_its_result_are_two_turns(
     assert answer["choices"][0]["message"]["content"]
     # This model's template shows no calls, so the ids of the first turn are not in the second's prompt.
     assert answer["prefix"]["kept"] is False
-    assert await differing_seams(serving.steps, noted, steps, (1, 3)) == []
+    assert await differing_seams(serving.steps, noted, steps, (3,)) == []
 
 
 async def test_a_prompt_that_goes_on_after_an_answer_keeps_its_ids(engine: VllmEngine) -> None:
-    request = chat("What is the capital of France?", max_tokens=40)
+    request = chat("What is the capital of France?", max_tokens=24)
     first = body_of(await all_steps(engine, noting(request)))
     said = {"role": "assistant", "content": first["choices"][0]["message"]["content"]}
     messages = [*request.body["messages"], said, {"role": "user", "content": "And of Italy?"}]
@@ -259,6 +259,13 @@ CITY_TOOL: Mapping[str, Any] = {
         },
     },
 }
+
+
+STRICT_TOOL: Mapping[str, Any] = {
+    "type": "function",
+    "function": {**CITY_TOOL["function"], "strict": True},
+}
+"""vLLM holds arguments to the schema only then, forced ones too."""
 
 
 def without_ids(body: dict[str, Any]) -> dict[str, Any]:
