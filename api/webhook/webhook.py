@@ -56,6 +56,8 @@ class EventType(StrEnum):
     BATCH_FAILED = "batch.failed"  #: the batch was not valid
     BATCH_CANCELLED = "batch.cancelled"  #: cancelled; finished lines are kept
     BATCH_EXPIRED = "batch.expired"  #: the completion window passed; finished lines are kept
+    APPROVAL_REQUESTED = "approval.requested"  #: ours: a person is asked about a call of a tool
+    APPROVAL_ANSWERED = "approval.answered"  #: ours: someone decided, or no one did in time
     BUDGET_SOFT_PASSED = "budget.soft.passed"  #: ours: a soft budget of the month is passed
 
 

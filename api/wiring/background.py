@@ -11,6 +11,7 @@ from api.job.summaries import Summaries
 from api.limit.cost import costs_of, prices_of
 from api.limit.usage import UsageTally
 from api.settings import ApiSettings
+from api.webhook.approval_notices import ApprovalNotices
 from api.webhook.listener import WebhookListener
 from api.wiring.parts import Parts
 from eventing.broker.tool_calls import ToolCalls, run_approvals
@@ -45,6 +46,13 @@ def loops(parts: Parts) -> Mapping[str, Loop]:
         "sweep": lambda: outbox.run(parts.store, route, settings.sweep_every_s, parts.followers),
         "deadlines": lambda: outbox.run_deadlines(parts.store),
         "approvals": lambda: run_approvals(ToolCalls(parts.store, route)),
+        "approval_notices": ApprovalNotices(
+            redis=parts.redis,
+            store=parts.store,
+            publisher=route,
+            notify=parts.webhooks.notify,
+            clock=parts.clock,
+        ).run,
         "webhooks": parts.webhooks.sender.run,
         "results": parts.results.run,
         "indexing": parts.vector_stores.events.run,

@@ -62,3 +62,33 @@ def called_event(job: Job, epoch: int, call: ToolCall) -> Event:
         extensions={name: value for name, value in extensions.items() if value},
         data=orjson.dumps({"name": call.tool, "arguments": call.arguments, "turn": call.turn}),
     )
+
+
+def approval_event(job: Job, call: ToolCall, approval_id: str, *, is_answer: bool) -> Event:
+    """The event that a person is asked about a call, or has decided: always of the same identity."""
+    data = {
+        "approval_id": approval_id,
+        "job_id": job.id,
+        "turn": call.turn,
+        "place": call.place,
+        "server": call.server,
+        "tool": call.tool or call.name,
+        "state": call.state,
+        "reason": call.reason,
+    }
+    if is_answer:
+        data["approver"] = call.approver
+    else:
+        data |= {"arguments": call.arguments[:_SHOWN_CHARS], "expires_at": call.expires_ms // 1000}
+    return Event(
+        id=f"{approval_id}:answered" if is_answer else approval_id,
+        source=SOURCE,
+        type=APPROVAL_ANSWERED if is_answer else APPROVAL_REQUESTED,
+        subject=job.id,
+        datacontenttype="application/json",
+        extensions={"tenant": job.tenant},
+        data=orjson.dumps(data),
+    )
+
+
+_SHOWN_CHARS: Final = 4096

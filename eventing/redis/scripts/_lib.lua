@@ -11,6 +11,7 @@ local SWEEP_AFTER_MS = 10000 -- a note this old was not cleared by its writer
 local REVISIONS = 'torpor:cache:revisions'
 local MOST_FOLLOWERS = 10000 -- of one job
 local APPROVALS_DUE = 'torpor:approvals:due'
+local APPROVALS_UNTOLD = 'torpor:approvals:untold'
 local TOOLS = 'tools' -- the step in which a job waits for its calls
 local SHOWN_RUNS = 20 -- of a step in a token stream: one that waits for a day would fill it
 

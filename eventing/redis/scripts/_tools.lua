@@ -79,6 +79,7 @@ local function ask(job, job_id, calling, call, state, now)
   local member = approval_member(job_id, calling, call.place)
   redis.call('ZADD', APPROVALS_DUE, call.expires_ms, member)
   redis.call('ZADD', approvals_of(job), call.expires_ms, member)
+  redis.call('ZADD', APPROVALS_UNTOLD, now, 'requested ' .. member .. ' ' .. call.approval_id)
 end
 
 -- Ask anew for what was asked when a job ended that now goes on, and about calls that no one could be asked about.

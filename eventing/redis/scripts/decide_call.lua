@@ -34,6 +34,7 @@ call.state, call.expires_ms, call.handle = state, 0, ''
 calling.queues[tostring(call.place)] = nil
 put_call(key, calling, call)
 tell(stream, call, now)
+redis.call('ZADD', APPROVALS_UNTOLD, now, 'answered ' .. approval_member(job_id, calling, call.place) .. ' ' .. call.approval_id)
 if state == 'pending' then queue_or_hold(key, job, job_id, calling, call.place, event, now) end
 local follows = go_on(key, stream, job, calling, following, now, ARGV[7], ARGV[8])
 return {follows, call_json(call)}

@@ -93,7 +93,15 @@ def broker() -> FakeBroker:
     return FakeBroker()
 
 
-UNASKED = ("batches", "metrics", "sweep", "deadlines", "audits", "audit-figures")
+UNASKED = (
+    "approval_notices",
+    "batches",
+    "metrics",
+    "sweep",
+    "deadlines",
+    "audits",
+    "audit-figures",
+)
 """Loops that a test runs itself when it wants them: they change what it looks at by the clock."""
 
 

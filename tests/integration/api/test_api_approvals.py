@@ -5,12 +5,16 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import orjson
 import pytest
 import yaml
 from redis.asyncio import Redis
 
 from api.settings import AnonymousAccess, ApiSettings
+from api.webhook.approval_notices import ApprovalNotices
+from api.webhook.webhook import Message
+from eventing.cloudevent.event import build_structured
 from eventing.job.job import JobId, JobState
 from eventing.job.tools.call import CallState, approval_item_id
 from eventing.store.redis_store import RedisStore
@@ -33,6 +37,7 @@ TOOLS = {
     },
     "urls": {"tenants": ["acme"]},
 }
+SCHEMAS = Path(__file__).parents[3] / "docs" / "schemas"
 BOX = {"type": "mcp", "server_label": "box"}
 SEND = ("c0", "box__send", '{"to": "ann"}')
 READ = ("c1", "box__read", '{"n": 1}')
@@ -244,3 +249,41 @@ async def test_a_result_that_comes_later_is_taken_once_with_the_token_of_its_cal
     (call,) = (await loop.job()).turns[0].calls
     assert call.output == "paid\n[image: not shown]"
     assert (await loop.job()).state is JobState.QUEUED
+
+
+async def test_receivers_are_told_that_a_person_is_asked_and_has_decided(
+    rig: Rig, redis: Redis
+) -> None:
+    loop = await waiting(rig, SEND)
+    told: list[Message] = []
+
+    async def notify(message: Message) -> None:
+        told.append(message)
+
+    parts = rig.parts
+    notices = ApprovalNotices(
+        redis=parts.redis,
+        store=parts.store,
+        publisher=rig.broker,
+        notify=notify,
+        clock=parts.clock,
+    )
+    name = approval_item_id(loop.job_id, 1, 0)
+    await notices.sweep()
+    await rig.client.post(place_of(loop), json={"approve": False, "reason": "no"})
+    await notices.sweep()
+    assert await notices.sweep() == 0
+
+    assert [(each.type, each.subject) for each in told] == [
+        ("approval.requested", name),
+        ("approval.answered", name),
+    ]
+    events = [each for each in rig.broker.events if each.type.startswith("dev.torpor.approval")]
+    for event in events:
+        schema = orjson.loads((SCHEMAS / f"{event.type}.json").read_bytes())
+        jsonschema.validate(orjson.loads(build_structured(event)[1]), schema)
+    data = [orjson.loads(each.data) for each in events]
+    assert [(each["tool"], each["state"]) for each in data] == [
+        ("send", "awaiting_approval"),
+        ("send", "denied"),
+    ]

@@ -31,6 +31,7 @@ from eventing.cloudevent.job_event import (
     timings,
 )
 from eventing.cloudevent.request_id import EXTENSION, KEPT
+from eventing.cloudevent.tool_event import APPROVAL_ANSWERED, APPROVAL_REQUESTED
 from eventing.errors import InvalidJob
 from eventing.job.job import (
     API_SOURCE,
@@ -130,6 +131,7 @@ class TestSchemas:
 
     def test_there_is_a_schema_for_each_type_and_no_other(self) -> None:
         types = {REQUESTED, *RESULT_TYPES, AUDITED, SOFT_BUDGET_PASSED}
+        types |= {APPROVAL_REQUESTED, APPROVAL_ANSWERED}
         assert {path.stem for path in SCHEMAS.glob("*.json")} == types
 
     @pytest.mark.parametrize(
