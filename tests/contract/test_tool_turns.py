@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import orjson
 import pytest
 from redis.asyncio import Redis
 
@@ -128,6 +129,7 @@ async def test_usage_is_the_sum_of_the_turns_to_the_token_over_a_lost_attempt(
 
     job = await rig.job()
     view = job_view(job)
+    ((_, ended),) = await rig.redis.xrange(keys.ENDED)
 
     assert (job.state, job.token_count) == (JobState.COMPLETED, 6)
     assert job.usage is not None
@@ -135,6 +137,8 @@ async def test_usage_is_the_sum_of_the_turns_to_the_token_over_a_lost_attempt(
     for name in ("prompt_tokens", "completion_tokens", "total_tokens"):
         assert sum(own[name] for own in each) == job.usage[name]
     assert job.usage["prompt_tokens"] == 30
+    counted = orjson.loads(ended[b"usage"])  # what usage reports and budgets are told
+    assert (counted["prompt_tokens"], counted["completion_tokens"]) == (30, 10)
     assert [turn["cached_tokens"] for turn in view["turns"]] == [3, 8]
     assert job.usage["prompt_tokens_details"]["cached_tokens"] == 11
     assert [turn["attempt"] for turn in view["turns"]] == [1, 3]
@@ -211,3 +215,20 @@ class TestConversation:
         assert job.state is JobState.COMPLETED
         assert [each["type"] for each in items] == ["message", "message", "mcp_approval_request"]
         assert items[-1]["id"] == job.turns[0].calls[0].approval_id
+
+
+async def test_the_next_turn_is_queued_under_the_hashes_of_its_jobs_prompt(rig: ToolRig) -> None:
+    """So the replica that has the prefix is preferred for it, as for the first (docs/adr/0372)."""
+    plain = new_job(prompt="a prompt of its own " * 200)
+    after = Publication(queues=(MODEL_QUEUE,), event=b"{}", after_queues=(TOOLS_QUEUE,))
+    await rig.tools.submit(replace(plain, plan=PLAN), after)
+    before = await rig.redis.hget(keys.job(job_id()), "prefix")
+    members = await rig.redis.zrange(f"{MODEL_QUEUE}ready:{plain.lane}", 0, -1)
+    await rig.generate()
+    await rig.commit(call(0))
+    await rig.settle(TOOLS_QUEUE)
+    await rig.give(await rig.send(0), 0)
+
+    assert before
+    assert await rig.redis.hget(keys.job(job_id()), "prefix") == before
+    assert await rig.redis.zrange(f"{MODEL_QUEUE}ready:{plain.lane}", 0, -1) == members
