@@ -75,6 +75,9 @@ test-failovers: install ## Fail the store over by real sentinels, 50 times (FAIL
 test-turns: install ## Kill the predictor all along loops of five turns, SEEDS=20 of them with KILLS=60
 	@TORPOR_TURN_SEEDS=$(or $(SEEDS),20) TORPOR_TURN_KILLS=$(or $(KILLS),60) $(BIN)/pytest -q tests/faults/test_tool_turns.py
 
+test-calls: install ## Kill the process that runs tool calls at each point of a call, KILLS=200 times for each effect class
+	@TORPOR_CALL_KILLS=$(or $(KILLS),200) $(BIN)/pytest -q tests/faults/test_tool_callers.py
+
 soak: install ## Two api, two broker, three predictors under random faults for MINUTES=30; SEED=n draws the same again
 	@TORPOR_SOAK_MINUTES=$(or $(MINUTES),30) TORPOR_SOAK_SEED=$(or $(SEED),$$RANDOM) $(BIN)/pytest -q -s tests/faults/test_soak.py
 
@@ -148,5 +151,5 @@ images-push: ## Push what `make images` built
 clean: ## Remove what was made, but not the state in .torpor
 	@rm -rf $(VENV) .site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help demo up test install format lint docs reference types test-unit test-faults test-properties test-failovers test-turns soak mutate test-gpu check clean \
+.PHONY: help demo up test install format lint docs reference types test-unit test-faults test-properties test-failovers test-turns test-calls soak mutate test-gpu check clean \
   wheel sbom bench bench-peers manifests manifests-lint images-lint images images-push test-containers

@@ -323,6 +323,7 @@ def new_steps(
         "TORPOR_QUEUE_TRIGGERS_FILE": str(folder / "triggers.yaml"),
         "TORPOR_FILES_URL": f"file://{folder}/files",
         "TORPOR_DRAIN_GRACE_S": "1",
+        "TORPOR_LEASE_S": str(tuning.lease_s),
     }
     health = f"http://127.0.0.1:{port}/readyz"
     return Program(zygote, "tests.faults.steps_program", name, folder, env, health)
