@@ -226,6 +226,7 @@ class Values(_Section):
     max_job_seconds: int = Field(1800, ge=10, le=86_400)
     cold_start_seconds: int = Field(600, ge=5, le=3600)
     p95_wait_seconds: int = Field(60, ge=1, le=86_400)
+    batch_wait_seconds: int = Field(0, ge=0, le=604_800)
     model: ModelValues = ModelValues()
     gpu: GpuValues = GpuValues()
     images: ImageValues = ImageValues()

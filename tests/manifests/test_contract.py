@@ -289,6 +289,15 @@ def test_alerts_fire_at_what_the_values_promise() -> None:
     assert "> 907" in text
 
 
+def test_batch_jobs_wait_for_room_where_the_values_let_them() -> None:
+    path = "components/work-scaler/kustomization.yaml"
+    trigger = re.search(r"batchWaitSeconds: '(\d+)'", files(Values(batch_wait_seconds=3600))[path])
+
+    assert trigger is not None
+    assert trigger[1] == "3600"
+    assert "batchWaitSeconds" not in files(Values())[path]
+
+
 def test_the_scaler_asks_for_a_metric_that_the_api_exports(
     overlays: dict[str, Resources],
 ) -> None:

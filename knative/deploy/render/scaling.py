@@ -283,6 +283,8 @@ def work_patch(values: Values) -> Patch:
         "prefillTokensPerSecond": f"{model.prefill_tokens_per_s:g}",
         "decodeTokensPerSecond": f"{model.decode_tokens_per_s:g}",
     }
+    if values.batch_wait_seconds:
+        metadata["batchWaitSeconds"] = str(values.batch_wait_seconds)
     trigger = because(
         {"type": "external-push", "name": "work", "metadata": metadata},
         "Its number is the replicas, target 1: running and loading ones are in it.",
