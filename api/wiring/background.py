@@ -20,6 +20,7 @@ from eventing.live.ended import EndedConsumer, EndListener
 from eventing.outbox import outbox
 from eventing.outbox.publisher import OutboxPublisher
 from eventing.outbox.start_watch import StartWatch
+from eventing.store.objects.tool_results import tool_results
 from eventing.telemetry.metric.job import JobMetrics
 from eventing.telemetry.metric.live import LiveMetrics
 from eventing.telemetry.metric.service import ServiceMeter
@@ -43,6 +44,9 @@ def loops(parts: Parts) -> Mapping[str, Loop]:
         ).run,
         "archive": lambda: archiver.run(parts.archive),
         "objects": lambda: archiver.run_sweep(parts.archive),
+        "tool_results": lambda: archiver.run_result_sweep(
+            tool_results(settings.files_url), parts.store
+        ),
         "sweep": lambda: outbox.run(parts.store, route, settings.sweep_every_s, parts.followers),
         "deadlines": lambda: outbox.run_deadlines(parts.store),
         "approvals": lambda: run_approvals(ToolCalls(parts.store, route)),

@@ -48,6 +48,7 @@ from eventing.store.archive import Archive
 from eventing.store.conversation.store import Conversations
 from eventing.store.file_store import FileStore
 from eventing.store.objects.object_store import ObjectStore
+from eventing.store.objects.tool_results import tool_results
 from eventing.store.steps.redis_tools import RedisToolStore
 from eventing.store.vector_store.store import VectorStores
 from eventing.store.vector_store.text_object import FOLDER as TEXTS
@@ -100,7 +101,8 @@ def make_parts(
     """
     clock, body_room = SystemClock(), BodyRoom()
     archive = Archive(redis, ObjectStore(f"{settings.files_url.rstrip('/')}/{_RESULTS}"))
-    store = RedisToolStore(redis, settings.lease, archive)
+    results_of_tools = tool_results(settings.files_url)
+    store = RedisToolStore(redis, settings.lease, archive, results=results_of_tools)
     route = make_route(settings, redis, publisher, max_unpublished=settings.max_unpublished)
     stores = VectorStores(redis)
     intake = Intake(

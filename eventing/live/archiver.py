@@ -13,6 +13,9 @@ from prometheus_client import Counter
 from eventing.errors import ObjectsUnavailable, Unavailable
 from eventing.process.dependency import Dependency
 from eventing.store.archive import Archive
+from eventing.store.objects import tool_results
+from eventing.store.objects.object_store import ObjectStore
+from eventing.store.objects.tool_results import JobStates
 
 _AT_ONCE: Final = 4
 """Each is held in memory while it is written."""
@@ -48,4 +51,15 @@ async def run_sweep(archive: Archive) -> None:
                 _log.info("objects removed", action="sweep", count=removed)
         except Unavailable as error:
             _log.debug("objects not swept", action="sweep", reason=error.code)
+        await asyncio.sleep(_SWEEP_EVERY_S)
+
+
+async def run_result_sweep(objects: ObjectStore, jobs: JobStates) -> None:
+    """Sweep results of tools at intervals, until cancelled."""
+    while True:
+        try:
+            if removed := await tool_results.sweep(objects, jobs):
+                _log.info("results of tools removed", action="sweep", count=removed)
+        except Unavailable as error:
+            _log.debug("results of tools not swept", action="sweep", reason=error.code)
         await asyncio.sleep(_SWEEP_EVERY_S)

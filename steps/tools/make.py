@@ -6,12 +6,12 @@ from eventing.broker.intake import Route
 from eventing.broker.tool_calls import ToolCalls
 from eventing.clock import Clock
 from eventing.job.tools.store import ToolStore
-from eventing.store.objects.object_store import ObjectStore
+from eventing.store.objects.tool_results import tool_results
 from steps.settings import StepsSettings
 from steps.tools.caller import Caller, CallerDeps
 from steps.tools.client.clients import Clients
 from steps.tools.list_step import ListTools
-from steps.tools.results import FOLDER, ToolResults
+from steps.tools.results import ToolResults
 from steps.tools.step import Tools
 from steps.tools.targets import Credentials, Targets
 
@@ -30,7 +30,7 @@ def make_tools(settings: StepsSettings, store: ToolStore, route: Route, clock: C
     """The parts; store and route belong to the caller."""
     credentials = Credentials(folder=settings.tool_credentials_dir, keys=settings.sealing_keys)
     targets, clients = Targets(settings.tools, credentials), Clients(clock)
-    results = ToolResults(ObjectStore(f"{settings.files_url.rstrip('/')}/{FOLDER}"))
+    results = ToolResults(tool_results(settings.files_url))
     calls = ToolCalls(store, route)
     return ToolParts(
         calls=calls,

@@ -18,8 +18,6 @@ from eventing.job.tools.limits import ToolLimits, most_equal
 from eventing.store.objects.object_store import ObjectStore
 from steps.tools.client.answer import Result, Target
 
-FOLDER: Final = "tool-results"
-"""Below the files of the installation: a folder a job, an object a call."""
 _TAIL_SHARE: Final = 4
 _SHOWN_READ: Final = 32 * 1024
 
@@ -78,10 +76,6 @@ class ToolResults:
             return "The result is not stored any more.", True
         text = data.decode("utf-8", "replace")
         return f"[bytes {start} to {end} of {call.output_bytes}]\n{text}", False
-
-    async def forget(self, job_id: str) -> None:
-        """Delete what a job's tools gave."""
-        await self._objects.remove(job_id)
 
 
 def text_of(result: Result) -> str:

@@ -1,5 +1,6 @@
 """What becomes of tool calls when their job is late, is cancelled, fails and is redriven, or goes on in another one."""
 
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -13,7 +14,9 @@ from eventing.job.store import Publication
 from eventing.job.tools.call import CallState, EffectClass
 from eventing.job.tools.store import CallEnd, ReturnStatus, SendStatus
 from eventing.redis import keys
-from tests.contract.rig import job_id
+from eventing.store.objects.tool_results import sweep, tool_results
+from eventing.store.steps.redis_tools import RedisToolStore
+from tests.contract.rig import SETTINGS, job_id
 from tests.contract.tool_rig import (
     AFTER,
     CALLS_QUEUE,
@@ -333,3 +336,20 @@ class TestCost:
         after = sum([int(await rig.redis.memory_usage(key) or 0) for key in await rig.redis.keys()])
 
         assert after - before <= 4096
+
+
+class TestStoredResults:
+    async def test_they_go_with_their_job(self, rig: ToolRig, tmp_path: Path) -> None:
+        objects = tool_results(f"file://{tmp_path}")
+        store = RedisToolStore(rig.redis, SETTINGS, results=objects)
+        await rig.turn(call())
+        await objects.write(f"{job_id()}/1.0", b"much")
+        await objects.write("job_gone/1.0", b"more")
+
+        assert await sweep(objects, store) == 1
+        assert await objects.names() == [job_id()]
+        assert not await store.delete(job_id())
+        assert await objects.names() == [job_id()]
+        await store.cancel(job_id())
+        assert await store.delete(job_id())
+        assert await objects.names() == []

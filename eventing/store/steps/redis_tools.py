@@ -13,7 +13,7 @@ from typing import Any, Final
 import orjson
 from redis.asyncio import Redis
 
-from eventing.errors import StoreUnavailable
+from eventing.errors import ObjectsUnavailable, StoreUnavailable
 from eventing.job.job import Job, JobId
 from eventing.job.step import AdvanceStatus, StepRun
 from eventing.job.store import ARRIVED, LeaseSettings, Publication
@@ -40,6 +40,7 @@ from eventing.redis.multiplexed_connection import SharedRedis
 from eventing.redis.replicated import ReplicatedWrites
 from eventing.redis.script import Argument, run_all, send
 from eventing.store import job_record
+from eventing.store.objects.object_store import ObjectStore
 from eventing.store.redis_store import ArchiveReader, job_keys
 from eventing.store.redis_submit import queue_args
 from eventing.store.steps.redis_steps import RedisStepStore
@@ -54,7 +55,9 @@ _SHOWN: Final = (
 
 
 class RedisToolStore(RedisStepStore):
-    """A `ToolStore`. Marks of sent calls wait for `send_acks` replicas; those of `settings` are the least."""
+    """A `ToolStore`. Marks of sent calls wait for `send_acks` replicas; those of `settings` are the least. A deleted
+    job's `results` of tools go with it.
+    """
 
     def __init__(
         self,
@@ -63,12 +66,21 @@ class RedisToolStore(RedisStepStore):
         archive: ArchiveReader | None = None,
         *,
         send_acks: int = 0,
+        results: ObjectStore | None = None,
     ) -> None:
         super().__init__(redis, settings, archive)
+        self._results = results
         acks = max(send_acks, self._settings.acks)
         self._marks: Redis | ReplicatedWrites = self._promises
         if acks > self._settings.acks and isinstance(redis, SharedRedis):
             self._marks = ReplicatedWrites(redis, acks)
+
+    async def delete(self, job_id: JobId) -> bool:
+        is_deleted = await super().delete(job_id)
+        if is_deleted and self._results is not None:
+            with suppress(ObjectsUnavailable):  # then they are swept
+                await self._results.remove(job_id)
+        return is_deleted
 
     async def commit_turn(
         self,
