@@ -19,7 +19,7 @@ from tests.faults.tool_server import ToolServer, tool_server
 
 pytestmark = pytest.mark.timeout(1800)
 SEEDS = int(os.environ.get("TORPOR_TURN_SEEDS", "2"))
-KILLS = int(os.environ.get("TORPOR_TURN_KILLS", "5"))
+KILLS = int(os.environ.get("TORPOR_TURN_KILLS", "4"))
 """How many kills are spread over one loop; `make test-turns` takes 20 seeds and 60 kills."""
 NAME = "shop__shop"
 
@@ -141,11 +141,13 @@ def _joined(said: Sequence[dict[str, Any]]) -> dict[str, str]:
     return found
 
 
-async def watched(system: System, http: aiohttp.ClientSession, job_id: str) -> list[str]:
-    """The events of one reader from the begin to the end, but for what tells of the wait alone."""
+async def watched(
+    system: System, http: aiohttp.ClientSession, job_id: str, after: str = ""
+) -> list[str]:
+    """The events of one reader from a cursor to the end, but for what tells of the wait alone."""
     told: list[str] = []
     url = f"{system.client.bases[0]}/v1/jobs/{job_id}/events"
-    async with http.get(url) as answer:
+    async with http.get(url, params={"after": after} if after else {}) as answer:
         assert answer.status == 200
         frames = await answer.text()
     for frame in frames.split("\n\n"):
@@ -225,6 +227,10 @@ async def test_every_view_of_a_loop_has_the_same_text_and_the_same_usage(
             assert [each["tool"] for each in said["torpor"]["tool_calls"]] == called
         for usage in (answer["usage"], chunks[-1]["usage"], view["usage"]):
             assert {name: usage[name] for name in COUNTS} == used
+        told = await watched(system, http, job_id)
+        for at, frame in enumerate(told):
+            cursor = frame.split("\n")[0].removeprefix("id: ")
+            assert await watched(system, http, job_id, cursor) == told[at + 1 :]
         for name in COUNTS:
             assert sum(turn["usage"][name] for turn in view["turns"]) == used[name]
 
