@@ -12,6 +12,7 @@ import yaml
 from openai import OpenAI
 
 from tests.integration.stack import MODEL, LocalStack, openai_client, planned_stack
+from tests.integration.test_command_line import typed
 from tests.integration.test_example_tools import listening
 
 TOOLS = Path(__file__).parents[2] / "examples" / "tools"
@@ -130,6 +131,25 @@ def test_a_job_waits_for_its_approval_and_goes_on(stack: LocalStack, client: Ope
     assert decided["state"] == "pending"
     assert ended["state"] == "completed"
     assert ended["result"]["choices"][0]["message"]["content"] == "Paid."
+
+
+def test_a_call_is_approved_in_the_terminal(stack: LocalStack) -> None:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "Pay"}], "tools": [REFUND]}
+    body |= script({"text": "", "calls": [PAY, PAY]}, {"text": "Paid."})
+    with httpx.Client(base_url=stack.addresses["api"], timeout=120) as api:
+        job = api.post("/v1/jobs", json={"url": "/v1/chat/completions", "body": body}).json()["id"]
+        asked: list[dict[str, Any]] = []
+        while len(asked) < 2:
+            asked = api.get("/v1/approvals").json()["data"]
+        listed = typed(stack, "approvals", "list").stdout
+        yes = typed(stack, "approvals", "approve", asked[0]["id"])
+        no = typed(stack, "approvals", "deny", asked[1]["id"], "--reason", "twice")
+        ended = api.get(f"/v1/jobs/{job}?wait=60").json()
+
+    assert "refund" in listed
+    assert ("is pending" in yes.stdout, "is denied" in no.stdout) == (True, True)
+    assert ended["state"] == "completed"
+    assert sorted(call["state"] for call in ended["turns"][0]["calls"]) == ["denied", "returned"]
 
 
 def test_a_chat_completion_has_the_tools_of_its_models_name(client: OpenAI) -> None:

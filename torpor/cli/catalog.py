@@ -139,6 +139,12 @@ COMMANDS: Final = {
         "Many requests as one file: submit, watch, fetch the answers.",
         ("torpor batch submit requests.jsonl --wait -o answers.jsonl", "torpor batch list"),
     ),
+    "approvals": Entry(
+        "service.approvals:approvals",
+        SERVICE,
+        "Calls of tools that wait for a person: list, approve, deny.",
+        ("torpor approvals list", "torpor approvals approve mcpr_0123_1_0"),
+    ),
     "webhooks": Entry(
         "service.webhooks:webhooks",
         SERVICE,

@@ -40,6 +40,7 @@ TEXTS = {
     "--manifest": "/nowhere/manifest.yaml",
     "--by": "steam",
     "--fallback-after": "soon",
+    "--content": "{",
 }
 """A wrong value for each option whose values are not numbers and not a fixed choice."""
 FREE = {
@@ -47,6 +48,7 @@ FREE = {
     "--name", "--scope", "--file", "--tenant", "--purpose", "--output", "--endpoint", "--event",
     "--cluster", "--namespace", "--context", "--key", "--gpu-metrics", "--json", "--html", "--prompt",
     "--image", "--model-uri", "--prometheus", "--window", "--folder", "--host", "--models-dir",
+    "--reason", "--it-ran",
 }  # fmt: skip
 SETTINGS_OF_TEXT = {"--served-model-name", "--engine-args"}
 """Options that take any text: what is wrong with it only the api, or a cluster, can say."""
