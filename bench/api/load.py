@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +25,8 @@ import psutil
 import uvloop
 
 from bench.api.load_stack import Ports, stack
-from bench.api.load_wire import Reader, Spent, Wire, delete, get, post, wires
+from bench.api.load_wire import Pace, Reader, Spent, Wire, delete, get, post, wires
+from bench.peers.peers import put_ahead
 from bench.report import publish, quantile
 from bench.torpor_up import ROOT
 from eventing.job.job import JobId, new_job_id, parse_request
@@ -46,6 +48,9 @@ def main() -> None:
     parser.add_argument("what", choices=["all", "submits", "polls", "readers", "burst"])
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--readers", type=int, default=1000)
+    parser.add_argument("--slow", type=float, default=0.0, help="share that reads once in 2 s")
+    parser.add_argument("--deaf", type=float, default=0.0, help="share that reads nothing")
+    parser.add_argument("--ahead", action="store_true", help="the cores before other work")
     parser.add_argument("--tokens-per-second", type=float, default=20.0)
     parser.add_argument("--real-broker", action="store_true", help="our own broker, not a stand-in")
     parser.add_argument("--json", type=Path)
@@ -56,6 +61,9 @@ def main() -> None:
         "load_before": os.getloadavg()[0],
         "broker": "ours" if args.real_broker else "stand-in that confirms at once",
     }
+    if args.ahead:
+        os.setsid()  # Linux weighs sessions
+        put_ahead([os.getpid()])
     with stack(args.real_broker) as ports:
         wanted = ("submits", "polls", "readers", "burst") if args.what == "all" else (args.what,)
         for name in wanted:
@@ -169,18 +177,18 @@ async def readers(ports: Ports, args: argparse.Namespace) -> dict[str, Any]:
     api = psutil.Process(ports.api_pid)
     rss_before = api.memory_info().rss
     delays: list[int] = []
-    loop = asyncio.get_running_loop()
-    for job_id in job_ids:
-        request = get(f"/v1/jobs/{job_id}/events")
-        await loop.create_connection(partial(Reader, request, delays), "127.0.0.1", ports.api)
-    await asyncio.sleep(2.0)
+    health = Health(ports.api)
+    opened = await open_all(ports, args, job_ids, delays)
+    opening = await health.seen()
     rss_open = api.memory_info().rss
     clients = await redis.client_list()
     writer = start_writer(ports, args, job_ids)
     await asyncio.sleep(2.0)
     delays.clear()
+    await health.seen()
     spent = {name: Spent(pid) for name, pid in ports.pids.items()}
     await asyncio.sleep(args.seconds)
+    live = await health.end()
     shares = {f"{name}_cpu_share": one.share() for name, one in spent.items()}
     seen = sorted(delays)
     rss_live = api.memory_info().rss
@@ -188,6 +196,11 @@ async def readers(ports: Ports, args: argparse.Namespace) -> dict[str, Any]:
     await redis.aclose()
     return {
         "readers": args.readers,
+        "paces": {str(pace): share for pace, share in paces(args).items()},
+        "opened_s": opened.took_s,
+        "healthz_while_opening": opening,
+        "healthz_while_live": live,
+        "cut_off": sum(each.is_ended for each in opened.readers),
         "tokens_per_second_each": args.tokens_per_second,
         "tokens_per_second_seen": round(len(seen) / args.seconds),
         "p50_ms": round(quantile(seen, 0.5) / 1e6, 1),
@@ -200,6 +213,76 @@ async def readers(ports: Ports, args: argparse.Namespace) -> dict[str, Any]:
         "kib_per_reader_live": round((rss_live - rss_before) / args.readers / 1024, 1),
         "store_connections_in_blocking_read": sum(c["cmd"] == "xread" for c in clients),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Readers whose streams have begun, and how long that took."""
+
+    readers: list[Reader]
+    took_s: float
+
+
+def paces(args: argparse.Namespace) -> dict[Pace, float]:
+    """The share of the readers of each pace."""
+    return {Pace.READING: 1 - args.slow - args.deaf, Pace.SLOW: args.slow, Pace.DEAF: args.deaf}
+
+
+async def open_all(
+    ports: Ports, args: argparse.Namespace, job_ids: Sequence[JobId], delays: list[int]
+) -> Opened:
+    """All streams at once."""
+    loop, began_s = asyncio.get_running_loop(), time.perf_counter()
+    made = []
+    for number, job_id in enumerate(job_ids):
+        share = number / len(job_ids)
+        pace = Pace.READING
+        if share < args.slow + args.deaf:
+            pace = Pace.SLOW if share < args.slow else Pace.DEAF
+        request = get(f"/v1/jobs/{job_id}/events")
+        reader = partial(Reader, request, delays, pace)
+        made.append(loop.create_connection(reader, "127.0.0.1", ports.api))
+    readers = [reader for _, reader in await asyncio.gather(*made)]
+    while not all(each.is_open for each in readers):
+        await asyncio.sleep(0.01)
+    return Opened(readers, round(time.perf_counter() - began_s, 2))
+
+
+class Health:
+    """Asks `/healthz` ten times a second, over a connection of its own."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._took_ms: list[float] = []
+        self._task = asyncio.ensure_future(self._ask())
+
+    async def _ask(self) -> None:
+        (wire,) = await wires(self._port, 1)
+        while True:
+            began_s = time.perf_counter()
+            status, _ = await wire.ask(get("/healthz"))
+            self._took_ms.append(1000 * (time.perf_counter() - began_s))
+            assert status == 200
+            await asyncio.sleep(0.1)
+
+    async def seen(self) -> dict[str, float]:
+        """What was seen since the last call, one more answer included."""
+        before = len(self._took_ms)
+        while len(self._took_ms) == before:
+            await asyncio.sleep(0.01)
+            if self._task.done():
+                self._task.result()
+        took, self._took_ms = self._took_ms, []
+        return {
+            "asked": len(took),
+            "p99_ms": round(quantile(took, 0.99), 1),
+            "max_ms": round(max(took), 1),
+        }
+
+    async def end(self) -> dict[str, float]:
+        seen = await self.seen()
+        self._task.cancel()
+        return seen
 
 
 def start_writer(

@@ -77,6 +77,7 @@ def _settings(ports: Ports, folder: str) -> dict[str, str]:
     return {
         **os.environ,
         "TORPOR_ANONYMOUS_ACCESS": "loopback",
+        "TORPOR_LIMIT_OPEN_STREAMS": "10000",
         "TORPOR_REDIS_URL": ports.redis_url,
         "TORPOR_MODELS": json.dumps([_CARD]),
         "TORPOR_BROKER_URL": f"http://127.0.0.1:{ports.broker}/",

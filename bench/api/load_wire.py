@@ -5,6 +5,7 @@ A client library would dominate the measurement.
 
 import asyncio
 import time
+from enum import StrEnum
 from typing import Any, Final
 
 import psutil
@@ -43,18 +44,52 @@ class Wire(asyncio.Protocol):
         return await self._answer
 
 
-class Reader(asyncio.Protocol):
-    """One SSE client; it records how old each token is when it arrives. A stamp split between two reads is skipped."""
+SLOW_S: Final = 2.0
+"""A slow reader reads what is there once in so long."""
 
-    def __init__(self, request: bytes, delays: list[int]) -> None:
+
+class Pace(StrEnum):
+    """How a reader reads."""
+
+    READING = "reading"
+    SLOW = "slow"
+    DEAF = "deaf"  #: nothing after the begin
+
+
+class Reader(asyncio.Protocol):
+    """One SSE client; a reading one records how old each token is when it arrives. A stamp split between two reads is
+    skipped.
+    """
+
+    def __init__(self, request: bytes, delays: list[int], pace: Pace = Pace.READING) -> None:
         self._request = request
         self._delays = delays
+        self._pace = pace
+        self._transport: Any = None
+        self.is_open = False
+        self.is_ended = False
 
     def connection_made(self, transport: Any) -> None:
+        self._transport = transport
         transport.write(self._request)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.is_ended = True
+
+    def _wait(self) -> None:
+        """Read nothing for a while, or never again."""
+        self._transport.pause_reading()
+        if self._pace is Pace.SLOW:
+            asyncio.get_running_loop().call_later(SLOW_S, self._transport.resume_reading)
 
     def data_received(self, data: bytes) -> None:
         now_ns = time.time_ns()
+        if not self.is_open:
+            assert data.startswith(b"HTTP/1.1 200"), data[:200]
+            self.is_open = True
+        if self._pace is not Pace.READING:
+            self._wait()
+            return
         at = data.find(MARK)
         while at >= 0:
             start = at + len(MARK)

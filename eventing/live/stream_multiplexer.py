@@ -33,10 +33,12 @@ _STREAMS_PER_READ: Final = 1_000
 """Streams of one read. A read costs the store about 1.5 µs a stream, during which it serves no other command."""
 _REST_PER_STREAM_S: Final = 6e-6
 """Pause after a read, for each stream: reading takes at most a fifth of the store's time."""
-_REST_SHARE: Final = 1.0
-"""Pause after passing entries on, as a share of the time that took: other calls get their turn, and under load more
-entries go into one read. The token of a single reader is hardly delayed.
+_REST_SHARE: Final = 0.25
+"""Pause after passing entries on, as a share of the time that took: under load more entries go into one read. The
+token of a single reader is hardly delayed.
 """
+_SLICE_S: Final = 0.002
+"""After so long, other calls of the process get their turn before the next entries are passed on."""
 _ENTRIES_PER_READ: Final = 64
 _NUDGE_EVERY_S: Final = 0.005
 _BACKOFF_S: Final = 0.5
@@ -282,6 +284,8 @@ class StreamMultiplexer:
             await connection.send_command("CLIENT", "ID")
             self._connection_id = int(await connection.read_response())
             while True:
+                if _is_cancelled():
+                    raise asyncio.CancelledError
                 while not self._streams:
                     self._changed.clear()
                     await self._changed.wait()
@@ -289,7 +293,10 @@ class StreamMultiplexer:
                 names = list(self._streams)
                 for start in range(0, len(names), _STREAMS_PER_READ):
                     some = names[start : start + _STREAMS_PER_READ]
-                    await self._read(connection, some, len(names))
+                    async with (
+                        failures_named()
+                    ):  # after each read: a cancellation may be lost in it
+                        await self._read(connection, some, len(names))
 
     @asynccontextmanager
     async def _own_connection(self) -> AsyncIterator[AbstractConnection]:
@@ -317,25 +324,27 @@ class StreamMultiplexer:
             *(stream.position for stream in streams.values()),
         )
         answer = await connection.read_response()
-        began_s = (
-            time.thread_time()
-        )  # CPU time, not wall time, which on a busy machine counts other processes
-        self._hand_out(streams, answer or ())
-        worked_s = time.thread_time() - began_s
+        worked_s = await self._hand_out(streams, answer or ())
         await asyncio.sleep(max(worked_s * _REST_SHARE, len(streams) * _REST_PER_STREAM_S))
 
-    def _hand_out(
+    async def _hand_out(
         self, streams: Mapping[bytes, _Stream], answer: Iterable[tuple[bytes, Sequence[_Entry]]]
-    ) -> None:
-        """Pass on what was read of `streams`. A stream whose last reader left meanwhile may have been joined anew,
-        from an earlier position: this answer is not for that reader.
+    ) -> float:
+        """Pass on what was read of `streams`; gives the time that took. A stream whose last reader left meanwhile may
+        have been joined anew, from an earlier position: this answer is not for that reader.
         """
+        worked_s, began_s = 0.0, _cpu_s()
         for key, raw in answer:
             stream = streams[key]
             entries = [parse_flat_entry(cursor, flat) for cursor, flat in raw]
             stream.position = raw[-1][0]
             for reader in tuple(stream.readers):
                 reader.push(entries)
+            if (spent_s := _cpu_s() - began_s) > _SLICE_S:
+                worked_s += spent_s
+                await asyncio.sleep(0)
+                began_s = _cpu_s()
+        return worked_s + _cpu_s() - began_s
 
     async def _unblock_read(self) -> None:
         """Interrupt the blocking read after a stream was added, until the read covers it.
@@ -351,6 +360,16 @@ class StreamMultiplexer:
                         async with failures_named():
                             await self._control.client_unblock(self._connection_id)
                 await asyncio.sleep(_NUDGE_EVERY_S)
+
+
+def _is_cancelled() -> bool:
+    """True when a cancellation of this task was lost, as redis-py may lose one while it connects or sends (F31)."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+_cpu_s: Final = time.thread_time
+"""Not wall time, which on a busy machine counts other processes."""
 
 
 def _weight(entry: StreamEntry) -> int:

@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from itertools import count
 
 import pytest
 from redis.asyncio import Redis
@@ -307,3 +309,35 @@ async def test_it_ends_when_told_though_its_connection_closes_too_slowly(
 
     assert ended
     assert reading.cancelled()
+
+
+async def test_other_calls_get_their_turn_while_many_entries_are_passed_on(
+    hub: StreamMultiplexer, store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = count(0, 0.001)
+    monkeypatch.setattr(token_hub, "_cpu_s", clock.__next__)  # each look at it takes a millisecond
+    turns, seen = 0, list[int]()
+
+    async def other_calls() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    def take(_: Sequence[StreamEntry]) -> bool:
+        seen.append(turns)
+        return True
+
+    async with AsyncExitStack() as stack, asyncio.TaskGroup() as group:
+        for _ in range(12):
+            reader = await stack.enter_async_context(hub.follow(new_job_id(), "1-0", take))
+            reader._is_live = hub._join(reader) or True
+            reader._is_listening = True
+        others = group.create_task(other_calls())
+        entry = (b"2-0", [b"kind", b"tokens", b"attempt", b"1", b"index", b"0"])
+        entry[1].extend([b"ids", b"7", b"delta", b"[]"])
+        await hub._hand_out(dict(hub._streams), [(key, [entry]) for key in hub._streams])
+        others.cancel()
+
+    assert len(seen) == 12
+    assert len(set(seen)) >= 4
