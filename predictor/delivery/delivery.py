@@ -49,7 +49,13 @@ from predictor.delivery.answer import (
 )
 from predictor.delivery.lease import LeaseKeeper
 from predictor.delivery.settlement import Settlement, problem
-from predictor.engine.engine import PREFIX, Engine, EngineRequest, estimated_prompt_tokens
+from predictor.engine.engine import (
+    PREFIX,
+    Engine,
+    EngineRequest,
+    estimated_prompt_tokens,
+    known_prefix,
+)
 from predictor.errors import where
 from predictor.generation.append_batcher import AppendBatcher
 from predictor.generation.checkpoint import Checkpoint, read_checkpoint
@@ -430,7 +436,7 @@ def _request(
         starts_over=starts_over,
         counts_throughout=counts_throughout,
         notes_prefix=notes_prefix,
-        prefix=job.turns[-1].usage.get(PREFIX) if job.turns else None,
+        prefix=known_prefix(job.turns[-1].usage.get(PREFIX)) if job.turns else None,
     )
 
 

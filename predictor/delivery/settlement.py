@@ -26,7 +26,7 @@ from predictor.delivery.answer import (
     Refused,
     Validating,
 )
-from predictor.engine.engine import EXTRA_USAGE, PREFIX
+from predictor.engine.engine import EXTRA_USAGE, PREFIX, known_prefix
 from predictor.errors import EngineDeadError
 from predictor.generation.generation import (
     Attempt,
@@ -220,15 +220,17 @@ def _without_extra(
     """The answer, and the job's usage: the answer's, and what the engine spent beside it. A provider's own `extra`
     says nothing. A turn's `Prefix` goes with the answer's own usage, which becomes that of the turn.
     """
-    usage, extra, prefix = (body.get(name) for name in ("usage", EXTRA_USAGE, PREFIX))
+    usage, extra = body.get("usage"), body.get(EXTRA_USAGE)
+    prefix = known_prefix(body.get(PREFIX))
     body = {name: value for name, value in body.items() if name not in (EXTRA_USAGE, PREFIX)}
     if not isinstance(usage, Mapping):
         return body, None
-    own = {name: value for name, value in usage.items() if name != "extra"}
-    if isinstance(prefix, Mapping):
-        body = {**body, "usage": {**usage, PREFIX: prefix}}
-        if "kept" in prefix:
-            metrics.TURN_PREFIXES.labels("true" if prefix["kept"] else "false").inc()
+    own = {name: value for name, value in usage.items() if name not in ("extra", PREFIX)}
+    if PREFIX in usage or prefix is not None:
+        said = {name: value for name, value in usage.items() if name != PREFIX}
+        body = {**body, "usage": said | ({PREFIX: prefix} if prefix else {})}
+    if prefix is not None and "kept" in prefix:
+        metrics.TURN_PREFIXES.labels("true" if prefix["kept"] else "false").inc()
     return body, usage_with(own, extra)
 
 

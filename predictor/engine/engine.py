@@ -74,6 +74,7 @@ PREFIX: Final = "prefix"
 CACHE_SALT: Final = "cache_salt"
 """Field of a body: prompts with different salts share no prefix in an engine's cache."""
 _BYTES_A_TOKEN: Final = 4
+_DIGEST_BYTES: Final = 16
 
 
 def prefix_note(
@@ -92,8 +93,20 @@ def prefix_note(
     return note
 
 
+def known_prefix(value: object) -> dict[str, Any] | None:
+    """A `prefix_note`, read from a chunk or a record; None for anything else, as a provider may write."""
+    if not isinstance(value, Mapping):
+        return None
+    tokens, digest, kept = (value.get(name) for name in ("tokens", "digest", "kept"))
+    is_count = isinstance(tokens, int) and not isinstance(tokens, bool) and tokens >= 0
+    if not is_count or not isinstance(digest, str) or len(digest) != 2 * _DIGEST_BYTES:
+        return None
+    note = {"tokens": tokens, "digest": digest}
+    return note | {"kept": kept} if isinstance(kept, bool) else note
+
+
 def _digest(ids: Sequence[int]) -> str:
-    return blake2b(array("I", ids).tobytes(), digest_size=16).hexdigest()
+    return blake2b(array("I", ids).tobytes(), digest_size=_DIGEST_BYTES).hexdigest()
 
 
 def estimated_prompt_tokens(body: Mapping[str, Any]) -> int:

@@ -40,7 +40,12 @@ def with_turns(job: Job, body: Mapping[str, Any]) -> Mapping[str, Any]:
     before = [turn.message for turn in job.turns if not turn.ends]
     first = _whole_choice(before, choices[0], own)
     told = {"torpor": torpor_of(job)} if job.turns else {}
-    return {**body, "choices": [first, *choices[1:]], "usage": job.usage, **told}
+    return {
+        **body,
+        "choices": [first, *choices[1:]],
+        "usage": job.usage or body.get("usage"),
+        **told,
+    }
 
 
 def torpor_of(job: Job) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from eventing.process.egress import AllowList
 from predictor import metrics
 from predictor.engine.engine import (
     EXTRA_USAGE,
+    PREFIX,
     ColdStartPhase,
     DecodeStep,
     EngineRequest,
@@ -374,7 +375,7 @@ def _report_of(error: TorporError, limits: RateLimits) -> Report:
     return Report(result=result, limits=limits, taken_tokens=taken, retry_after_s=wait_s)
 
 
-_OUR_FIELDS: Final = frozenset({"routing", EXTRA_USAGE})
+_OUR_FIELDS: Final = frozenset({"routing", EXTRA_USAGE, PREFIX})
 
 
 def _size(request: EngineRequest) -> tuple[int, int | None]:
