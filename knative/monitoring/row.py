@@ -9,6 +9,7 @@ from knative.monitoring import query
 from knative.monitoring.answer_row import ANSWERS
 from knative.monitoring.panel import MONEY, Panel, Row, percentiles, stat
 from knative.monitoring.query import once, quantile
+from knative.monitoring.tool_row import TOOLS
 
 ROWS: Final[tuple[Row, ...]] = (
     (
@@ -252,6 +253,7 @@ ROWS: Final[tuple[Row, ...]] = (
         ),
     ),
     ANSWERS,
+    TOOLS,
     (
         "What it costs",
         (

@@ -142,6 +142,12 @@ def _answers() -> tuple[Alert, ...]:
             "0m",
             "Answers were withheld since a check was down until their deadline.",
         ),
+        _ticket(
+            "TorporCallsInDoubt",
+            'sum by (server) (increase(torpor_tool_calls_total{outcome="in_doubt"}[15m])) > 0',
+            "0m",
+            "Calls of a tool may have happened, and wait for a person's decision.",
+        ),
     )
 
 

@@ -116,6 +116,11 @@ CASES: dict[str, tuple[dict[str, str], str, dict[str, str]]] = {
         "10m",
         {f'torpor_withheld_jobs_total{{{M},by="ground"}}': "0+1x40"},
     ),
+    "TorporCallsInDoubt": (
+        {'torpor_tool_calls_total{server="mail",effect="once",outcome="in_doubt"}': "0x5 1x20"},
+        "10m",
+        {'torpor_tool_calls_total{server="mail",effect="once",outcome="returned"}': "0+1x40"},
+    ),
     "TorporWaste": (
         {BUSY: "0+60x200", KEPT: "0+30x200"},
         "150m",
