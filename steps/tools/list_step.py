@@ -99,6 +99,4 @@ class ListTools:
 
 def _detail(server: PinnedServer) -> dict[str, Any]:
     said: dict[str, Any] = {"server_label": server.server_label, "tools": len(server.tools)}
-    return said | (
-        {"error": server.error[:200]} if server.error else {"digest": server.digest[:16]}
-    )
+    return said | ({"error": server.error[:200]} if server.error else {"digest": server.digest})

@@ -44,6 +44,10 @@ def pinned_server(
     """
     trusted = bool(server and server.is_trusted)
     every = [_tool(label, each, server, is_trusted=trusted) for each in definitions]
+    digest = list_digest(every)
+    if server is not None and server.digest not in ("", digest):
+        error = f"tool_changed: its list has the digest {digest}, and tools.yaml has another"
+        return PinnedServer(server_label=label, digest=digest, error=error, mark=mark)
     wanted = [
         tool
         for tool in every
@@ -52,7 +56,7 @@ def pinned_server(
     ]
     return PinnedServer(
         server_label=label,
-        digest=list_digest(every),
+        digest=digest,
         trusted=trusted,
         approval=server.approval if server else Approval.NEVER,
         origin=origin,

@@ -1,6 +1,7 @@
 """What tool servers answer, and what becomes of their calls: tasks, questions, errors, silence, other definitions."""
 
 import asyncio
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from eventing.broker.tool_calls import ToolCalls
 from eventing.job.tools.call import CallState
 from eventing.job.tools.store import Decision, ReturnStatus
+from eventing.job.tools.tool_list import pinned_servers
 from eventing.redis import keys
 from steps.tools.caller import token_hash
 from tests.contract.rig import job_id
@@ -365,6 +367,21 @@ class TestPins:
             (call,) = await process.calls()
         assert (call.state, call.reason) == (CallState.NOT_RUN, "tool_changed")
         assert raw.called() == []
+
+    async def test_a_list_that_is_not_the_operators_is_not_used_and_its_digest_is_said(
+        self, redis: Redis, tmp_path: Path
+    ) -> None:
+        raw = RawMcp()
+        async with listening(raw.app()) as url:
+            async with tool_process(redis, tmp_path, config(url, digest="0" * 64)) as process:
+                job = await process.begin({}, {**BOUND})
+            assert job.error is not None
+            assert "tool_changed" in job.error.message
+            (digest,) = re.findall(r"digest ([0-9a-f]{64})", job.error.message)
+            await redis.flushall()
+            async with tool_process(redis, tmp_path, config(url, digest=digest)) as process:
+                job = await process.begin({}, {**BOUND})
+        assert [tool.tool for tool in pinned_servers(job.tool_list)[0].tools] == ["do"]
 
     async def test_a_server_that_moved_to_another_origin_gets_no_call_and_no_credential(
         self, redis: Redis, tmp_path: Path

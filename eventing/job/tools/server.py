@@ -68,6 +68,9 @@ class ToolServer:
     timeout_ms: int = DEFAULT_TIMEOUT_MS  #: of one send
     max_attempts: int = 3
     parallelism: int = 8  #: calls at once, of all jobs
+    digest: str = (
+        ""  #: of the list of its tools, where the operator pins that: another list is not used
+    )
     description: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)  #: JSON Schema of a function
 
@@ -110,7 +113,15 @@ class ToolConfig:
 NO_TOOLS: Final = ToolConfig()
 _FIELDS: Final = {
     *("kind", "url", "tenants", "credential", "effect", "effects", "approval", "strict", "trusted"),
-    *("key_argument", "timeout_ms", "max_attempts", "parallelism", "description", "parameters"),
+    *(
+        "key_argument",
+        "digest",
+        "timeout_ms",
+        "max_attempts",
+        "parallelism",
+        "description",
+        "parameters",
+    ),
 }
 
 
@@ -174,6 +185,7 @@ def _server(label: Any, entry: Any) -> ToolServer:
         ),
         max_attempts=_whole(f"{where}.max_attempts", given.get("max_attempts", 3), 20),
         parallelism=_whole(f"{where}.parallelism", given.get("parallelism", 8), 1000),
+        digest=_digest(f"{where}.digest", given.get("digest", "")),
         description=_text(f"{where}.description", given.get("description", "")),
         parameters=parameters,
     )
@@ -197,6 +209,13 @@ def _text(where: str, value: Any) -> str:
     if not isinstance(value, str):
         raise tools_error(where, "must be a text")
     return value
+
+
+def _digest(where: str, value: Any) -> str:
+    text = _text(where, value)
+    if text and not re.fullmatch(r"[0-9a-f]{64}", text):
+        raise tools_error(where, "must be a digest of 64 hexadecimal digits")
+    return text
 
 
 def _credential(where: str, value: Any) -> str:
