@@ -1,6 +1,7 @@
 // The console's frame: pages by their address, keyboard, key, theme. No framework and no build step.
 
 import { call, key, on, repeat } from "./api.js";
+import { approvals } from "./approvals.js";
 import { batches } from "./batches.js";
 import { dead } from "./dead.js";
 import { copyText, doing, el } from "./dom.js";
@@ -13,7 +14,7 @@ import { go, here } from "./route.js";
 import { usage } from "./usage.js";
 import { webhooks } from "./webhooks.js";
 
-const PAGES = { jobs, play, models, dead, batches, files, webhooks, usage, keys };
+const PAGES = { jobs, play, models, dead, approvals, batches, files, webhooks, usage, keys };
 const OVERVIEW_MS = 2000, DEAD_MS = 10000;
 const now = { name: "", page: null, leave: null };
 

@@ -23,6 +23,7 @@ POLL_BYTES = 10_000
 PATHS = {
     "jobs": {"v1/jobs", "v1/overview", "v1/dead-letters"},
     "dead": {"v1/dead-letters"},
+    "approvals": {"v1/approvals"},
     "batches": {"v1/batches"},
     "files": {"v1/files"},
     "webhooks": {"v1/webhook_endpoints", "v1/webhook_deliveries"},

@@ -16,7 +16,7 @@ from eventing.store.steps.redis_tools import RedisToolStore
 from steps.tools.decision import decide
 from steps.tools.settings import parse_tool_settings
 from tests.contract.rig import SETTINGS
-from tests.integration.api.conftest import Rig
+from tests.integration.api.conftest import Served
 from tests.integration.api.fakes import FakePredictor, chat_result
 
 EFFECTS = {"read": EffectClass.READ, "send": EffectClass.ONCE}
@@ -45,7 +45,7 @@ def said(*calls: tuple[str, str, str]) -> list[dict[str, Any]]:
 class Loop:
     """One job's steps and predictor. Events go through the api's own route."""
 
-    rig: Rig
+    rig: Served
     job_id: JobId
 
     def __post_init__(self) -> None:
