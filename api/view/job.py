@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, NotRequired
 from typing_extensions import TypedDict
 
 from api.http.described import described
-from api.view.items.turns import TurnView, turn_views
+from api.view.items.turns import TurnView, UnusedResultView, turn_views, unused_result_views
 from api.view.outlook import Outlook, OutlookView, outlook_view
 from api.view.timeline import TimelineView
 from eventing.cloudevent.job_event import CacheView, Timings, cache_view, timings
@@ -152,6 +152,8 @@ class JobView(AcceptedJobView):
     """The answers of a model with tools, and their calls; not in a list"""
     stopped_by: NotRequired[str]
     """The limit (`turns`, `calls`, `tokens`, `cost`, `time`, `repeat`) after which its model could call no tool"""
+    late_results: NotRequired[list[UnusedResultView]]
+    """Results of calls that came too late, the first 16: none was used"""
     incomplete_reason: NotRequired[str]
     """Why the text of the answer is withheld: `content_filter`, or `content_filter_unavailable`"""
     waiting: NotRequired[OutlookView]
@@ -199,6 +201,8 @@ def job_view(
     if job.plan is not None:
         view["pipeline"] = [_step_view(record) for record in job.steps]
     _add_progress(view, job)
+    if with_turns and job.late_results:
+        view["late_results"] = unused_result_views(job)
     if with_turns and (turns := turn_views(job)) is not None:
         view["turns"] = turns
     if job.cache is not None and job.cache.is_hit:

@@ -214,12 +214,6 @@ class Job:
         return self.turns[-1].phase if is_between else None
 
     @property
-    def calls_in_doubt(self) -> int:
-        """Calls of the newest turn that were sent and have no result: they may have happened."""
-        calls = self.turns[-1].calls if self.turns else ()
-        return sum(call.state.may_have_run for call in calls)
-
-    @property
     def is_validating(self) -> bool:
         """True while steps judge the answer."""
         return self.candidate_state is not None and not self.state.is_terminal

@@ -7,6 +7,7 @@ import orjson
 import pytest
 from redis.asyncio import Redis
 
+from eventing.cloudevent.job_event import tools_used
 from eventing.job.job import JobRequest, JobState
 from eventing.job.plan import StepStatus
 from eventing.job.step import AdvanceStatus, BeginStatus, StepEnd, Verdict
@@ -61,7 +62,7 @@ class TestDeadline:
         assert job.error is not None
         assert job.error.code == "expired"
         assert "2 tool calls may have happened" in job.error.message
-        assert job.calls_in_doubt == 2
+        assert tools_used(job)["calls_in_doubt"] == 2
         assert job.usage is not None
         assert job.usage["total_tokens"] == 14
         assert await rig.queued() == []
@@ -118,7 +119,7 @@ class TestCancel:
         job = await rig.tools.cancel(job_id())
 
         assert job is not None
-        assert (job.state, job.calls_in_doubt) == (JobState.CANCELLED, 1)
+        assert (job.state, tools_used(job)["calls_in_doubt"]) == (JobState.CANCELLED, 1)
         assert await rig.queued() == []
         assert await rig.give(sent, 1) is ReturnStatus.TERMINAL
         record = await rig.redis.hgetall(keys.job(job_id()))

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from redis.asyncio import Redis
 
+from api.view.items.turns import unused_result_views
 from eventing.job.job import JobState
 from eventing.job.tools.call import CallState, EffectClass, ToolPhase, approval_item_id
 from eventing.job.tools.store import CallEnd, ReturnStatus, SendStatus
@@ -75,7 +76,7 @@ class TestLate:
 
         job = await rig.job()
         assert (job.state, job.turns[0].calls[0].state) == (JobState.CANCELLED, CallState.SENT)
-        assert [each["output"] for each in job.late_results] == ["42"]
+        assert [each["output"] for each in unused_result_views(job)] == ["42"]
         assert len(await rig.tools.read_stream(job_id())) == entries
         assert await rig.redis.ttl(keys.job(job_id())) > 0
 

@@ -58,6 +58,21 @@ class CallView(TypedDict):
 
 
 @described
+class UnusedResultView(TypedDict):
+    """A result of a call that came too late: after another send, a decision, or the end. It was not used."""
+
+    turn: int
+    place: int
+    send: int
+    """The number of the lease that it came under"""
+    state: str
+    """What it would have made of the call"""
+    output: str
+    """The first thousand bytes"""
+    at_ms: int
+
+
+@described
 class TurnView(TypedDict):
     """One answer of the model: it asked for tools, or it is the last."""
 
@@ -75,6 +90,21 @@ class TurnView(TypedDict):
     prefix_kept: bool | None
     """Its prompt began with the tokens of the turn before, prompt and answer; null where that is not known"""
     calls: list[CallView]
+
+
+def unused_result_views(job: Job) -> list[UnusedResultView]:
+    """The results that came too late, as far as they are noted."""
+    return [
+        {
+            "turn": each["turn"],
+            "place": each["place"],
+            "send": each["send"],
+            "state": each["state"],
+            "output": each["output"],
+            "at_ms": each["at_ms"],
+        }
+        for each in job.late_results
+    ]
 
 
 def turn_views(job: Job) -> list[TurnView] | None:
