@@ -34,6 +34,7 @@ COUNTS = {
     "torpor_activator_requests",
     "torpor_step_runs_in_flight",
     "torpor_store_keys",
+    "torpor_tool_calls_in_flight",
     "torpor_store_up",
     "torpor_engine_up",
     "torpor_provider_breaker_open",
