@@ -151,19 +151,21 @@ def short_delivery(resources: Resources) -> None:
     trigger["spec"]["delivery"]["timeout"] = "PT60S"
 
 
-@pytest.mark.parametrize(
-    ("change", "rule"),
-    [
-        (broken_tools(lambda d: d["servers"]["weather"].update(effect="twice")), "tools-block"),
-        (
-            broken_tools(lambda d: d["servers"]["weather"].update(url="http://mcp.example.com")),
-            "tools-block",
-        ),
-        (without_trigger, "tools-trigger"),
-        (short_delivery, "tools-timeout"),
-    ],
-    ids=["no effect class", "plain http to the outside", "no trigger", "a delivery too short"],
-)
+MISTAKES = {
+    "no effect class": (
+        broken_tools(lambda d: d["servers"]["weather"].update(effect="twice")),
+        "tools-block",
+    ),
+    "plain http to the outside": (
+        broken_tools(lambda d: d["servers"]["weather"].update(url="http://mcp.example.com")),
+        "tools-block",
+    ),
+    "no trigger": (without_trigger, "tools-trigger"),
+    "a delivery too short": (short_delivery, "tools-timeout"),
+}
+
+
+@pytest.mark.parametrize(("change", "rule"), MISTAKES.values(), ids=MISTAKES)
 def test_the_doctor_names_what_is_wrong_with_tools(
     overlays: dict[str, Resources], change: Any, rule: str
 ) -> None:
