@@ -17,11 +17,13 @@ from eventing.errors import BadRequest, TorporError, Unavailable, WrongState
 MEDIA_TYPE: Final = "application/problem+json"
 
 _OURS: Final = (
+    "/v1/approvals",
     "/v1/cache",
     "/v1/jobs",
     "/v1/audits",
     "/v1/keys",
     "/v1/tenant",
+    "/v1/tools",
     "/v1/dead-letters",
     "/v1/events",
     "/v1/overview",

@@ -44,6 +44,7 @@ _TAGS: Final = {
     "webhooks": "Notifications of ended jobs and batches, as at OpenAI, and their log.",
     "dead letters": "Jobs that failed for good, kept to be looked at and redriven.",
     "cache": "Answers that are served again.",
+    "tools": "Calls that models make: what may be called, and what a person decides about.",
     "events": "CloudEvents in and out.",
     "overview": "Queues and replicas.",
     "usage": "What it cost, of all tenants.",

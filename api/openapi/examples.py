@@ -9,6 +9,7 @@ from typing import Any, Final
 from api.openapi.cache_examples import CACHE_EXAMPLES
 from api.openapi.operator_examples import OPERATOR_EXAMPLES
 from api.openapi.tenant_examples import TENANT_EXAMPLES
+from api.openapi.tool_examples import TOOL_EXAMPLES
 from api.openapi.vector_store_examples import VECTOR_STORE_EXAMPLES
 
 Example = Mapping[str, Any]
@@ -380,6 +381,7 @@ EXAMPLES: Final[Mapping[str, Example]] = {
     "WebhookTestRequest": {"event_type": "response.completed"},
     **VECTOR_STORE_EXAMPLES,
     **CACHE_EXAMPLES,
+    **TOOL_EXAMPLES,
     **OPERATOR_EXAMPLES,
     **TENANT_EXAMPLES,
 }
