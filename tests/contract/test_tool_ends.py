@@ -1,5 +1,6 @@
 """What becomes of tool calls when their job is late, is cancelled, fails and is redriven, or goes on in another one."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from eventing.cloudevent.job_event import tools_used
 from eventing.job.job import JobRequest, JobState
 from eventing.job.plan import StepStatus
 from eventing.job.step import AdvanceStatus, BeginStatus, StepEnd, Verdict
-from eventing.job.store import Publication
+from eventing.job.store import Publication, TokenBatch
 from eventing.job.tools.call import CallState, EffectClass
 from eventing.job.tools.store import CallEnd, ReturnStatus, SendStatus
 from eventing.redis import keys
@@ -354,3 +355,25 @@ class TestStoredResults:
         await store.cancel(job_id())
         assert await store.delete(job_id())
         assert await objects.names() == []
+
+
+class TestChanged:
+    async def test_an_answer_that_a_step_changes_leaves_the_tokens_of_the_turns_before(
+        self, rig: ToolRig
+    ) -> None:
+        await rig.turn(call())
+        await rig.give(await rig.send())
+        await rig.generate(answer("half", tokens=3, begin=2))
+        other = answer("whole").result
+        anew = (TokenBatch(index=0, token_ids=(9,), delta='["whole"]'),)
+
+        end = replace(ACCEPT, result=other, tokens=anew)
+        assert await rig.tools.advance(await rig.run(), end) is AdvanceStatus.OK
+
+        job = await rig.job()
+        assert (job.state, job.result, job.token_count) == (JobState.COMPLETED, other, 3)
+        entries = await rig.tools.read_stream(job_id())
+        written = [(each.index, each.token_ids) for each in entries if each.token_ids]
+        assert written == [(0, (0, 1)), (2, (9,))]
+        (*_, restart) = await rig.entries("attempt")
+        assert restart["index"] == "2"
