@@ -146,6 +146,17 @@ class SimulatedCluster:
         """How many predictors are in a phase."""
         return sum(predictor.phase is phase for predictor in self.predictors)
 
+    def least_busy(self) -> SimulatedPredictor | None:
+        """The ready predictor with the fewest jobs that has a free place."""
+        best: SimulatedPredictor | None = None
+        least = self.slots
+        for predictor in self.predictors:
+            if predictor.phase is PodPhase.READY and predictor.engine.running < least:
+                best, least = predictor, predictor.engine.running
+                if least == 0:
+                    break
+        return best
+
     @property
     def existing(self) -> int:
         """Predictors that count as replicas: all but draining ones."""

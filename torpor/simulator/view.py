@@ -31,6 +31,7 @@ class PolicyView:
     queue: Sequence[SimulatedJob]
     batch: Sequence[SimulatedJob] = ()
     running_batch: int = 0
+    draining: int = 0
 
 
 class Autoscaler(Protocol):

@@ -80,11 +80,17 @@ class _Kind(IntEnum):
 
 def simulate(scenario: Scenario, requests: Iterable[Request], policy: Autoscaler) -> RunOutcome:
     """Run `requests` through the scenario under `policy`."""
-    return _World(scenario, policy).run(requests)
+    world = World(scenario, policy)
+    world.begin(requests)
+    while world.advance():
+        pass
+    return world.outcome()
 
 
-class _World:
-    """One run: the clock, the queue and everything that happens."""
+class World:
+    """One run: the clock, the queue and everything that happens. Several models are as many of them, whichever is due
+    next advanced (`bench/policies/places.py`).
+    """
 
     def __init__(self, scenario: Scenario, policy: Autoscaler) -> None:
         self._scenario = scenario
@@ -114,35 +120,45 @@ class _World:
         self._arrivals_before = 0
         self._series_since = 0.0
 
-    def run(self, requests: Iterable[Request]) -> RunOutcome:
-        stream = iter(requests)
+    def begin(self, requests: Iterable[Request]) -> None:
+        """Everything that is there before the first event."""
+        self._stream = iter(requests)
         self._set_scale(self._scenario.initial_replicas, is_ready=True)
-        self._next_arrival(stream)
+        self._next_arrival()
         self._push(0.0, _Kind.TICK, None)
+
+    @property
+    def next_at(self) -> float:
+        """When the next event is."""
+        return self._events[0][0] if self._events else NEVER
+
+    def advance(self) -> bool:
+        """One event; False when the run is over."""
+        if not self._events:
+            return False
+        at, _, kind, subject, version = heapq.heappop(self._events)
+        is_done = self._pending is None and not self._queue and not self._running
         horizon = self._scenario.horizon_s
-        while self._events:
-            at, _, kind, subject, version = heapq.heappop(self._events)
-            is_done = self._pending is None and not self._queue and not self._running
-            if at > horizon and (is_done or at > horizon + _LONGEST_OVERTIME_S):
-                break
-            self._pass_time(at)
-            if kind == _Kind.ARRIVAL:
-                self._arrive()
-                self._next_arrival(stream)
-            elif kind == _Kind.ENGINE:
-                assert isinstance(subject, SimulatedPredictor)  # noqa: S101 - what `_plan` pushed
-                if subject.engine.version == version:
-                    self._progress(subject)
-            elif kind == _Kind.TICK:
-                self._tick()
-            else:
-                self._change_cluster(kind, subject)
-        return self._outcome(max(horizon, self._now))
+        if at > horizon and (is_done or at > horizon + _LONGEST_OVERTIME_S):
+            return False
+        self._pass_time(at)
+        if kind == _Kind.ARRIVAL:
+            self._arrive()
+            self._next_arrival()
+        elif kind == _Kind.ENGINE:
+            assert isinstance(subject, SimulatedPredictor)  # noqa: S101 - what `_plan` pushed
+            if subject.engine.version == version:
+                self._progress(subject)
+        elif kind == _Kind.TICK:
+            self._tick()
+        else:
+            self._change_cluster(kind, subject)
+        return True
 
     # --- requests -----------------------------------------------------------------------------
 
-    def _next_arrival(self, stream: Iterable[Request]) -> None:
-        self._pending = next(iter(stream), None)
+    def _next_arrival(self) -> None:
+        self._pending = next(self._stream, None)
         if self._pending is not None:
             self._push(self._pending.at, _Kind.ARRIVAL, None)
 
@@ -175,7 +191,7 @@ class _World:
         """Hand the queue's head to the least busy replica, as long as one has a free place."""
         self._drop_expired()
         while self._queue:
-            predictor = self._least_busy()
+            predictor = self._cluster.least_busy()
             if predictor is None:
                 return
             job = self._queue.popleft()
@@ -188,16 +204,6 @@ class _World:
             self._count_running(job, 1)
             predictor.engine.take(job, self._now)
             self._plan(predictor)
-
-    def _least_busy(self) -> SimulatedPredictor | None:
-        best: SimulatedPredictor | None = None
-        least = self._scenario.slots
-        for predictor in self._cluster.predictors:
-            if predictor.phase is PodPhase.READY and predictor.engine.running < least:
-                best, least = predictor, predictor.engine.running
-                if least == 0:
-                    break
-        return best
 
     def _hand_to_another(self) -> None:
         """What has waited for so long is answered by another model, and waits no longer."""
@@ -276,6 +282,7 @@ class _World:
             queue=self._queue.interactive,
             batch=self._queue.batch,
             running_batch=self._running_batch,
+            draining=self._cluster.count(PodPhase.DRAINING),
         )
 
     def _set_scale(self, wanted: int, *, is_ready: bool = False) -> None:
@@ -366,8 +373,9 @@ class _World:
         self._count += 1
         heapq.heappush(self._events, (at, self._count, int(kind), subject, version))
 
-    def _outcome(self, end: float) -> RunOutcome:
-        tally = self._tally
+    def outcome(self) -> RunOutcome:
+        """What the run gave, at its end."""
+        tally, end = self._tally, max(self._scenario.horizon_s, self._now)
         tally.batch.late += len(self._queue.batch) + self._running_batch
         return RunOutcome(
             requests=tally.requests,
