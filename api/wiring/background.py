@@ -15,6 +15,7 @@ from api.webhook.approval_notices import ApprovalNotices
 from api.webhook.listener import WebhookListener
 from api.wiring.parts import Parts
 from eventing.broker.tool_calls import ToolCalls, run_approvals
+from eventing.job.tools.server import NO_TOOLS
 from eventing.live import archiver
 from eventing.live.ended import EndedConsumer, EndListener
 from eventing.outbox import outbox
@@ -50,17 +51,18 @@ def loops(parts: Parts) -> Mapping[str, Loop]:
         "sweep": lambda: outbox.run(parts.store, route, settings.sweep_every_s, parts.followers),
         "deadlines": lambda: outbox.run_deadlines(parts.store),
         "approvals": lambda: run_approvals(ToolCalls(parts.store, route)),
-        "approval_notices": ApprovalNotices(
+        "webhooks": parts.webhooks.sender.run,
+        "results": parts.results.run,
+        "indexing": parts.vector_stores.events.run,
+    }
+    if settings.tools != NO_TOOLS:
+        named["approval_notices"] = ApprovalNotices(
             redis=parts.redis,
             store=parts.store,
             publisher=route,
             notify=parts.webhooks.notify,
             clock=parts.clock,
-        ).run,
-        "webhooks": parts.webhooks.sender.run,
-        "results": parts.results.run,
-        "indexing": parts.vector_stores.events.run,
-    }
+        ).run
     if parts.audits is not None:
         named |= parts.audits.loops
     if settings.fallbacks:

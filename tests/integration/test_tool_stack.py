@@ -3,6 +3,7 @@
 import socket
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,25 +35,27 @@ ASK = {"name": "weather__forecast", "arguments": {"city": "Oslo"}}
 PAY = {"name": "refund__refund", "arguments": {"order_id": "A7", "amount": 12.5}}
 
 
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
-    folder = tmp_path_factory.mktemp("tools")
+@contextmanager
+def tool_stack(folder: Path) -> Iterator[LocalStack]:
+    """A stack with the example tools."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
     with (
         listening(sys.executable, "mcp_weather.py", port) as weather,
         listening(sys.executable, "function_refund.py", str(folder / "ledger.db"), "0") as refund,
     ):
-        yield from _stack(folder, weather, refund)
+        known = yaml.safe_load((TOOLS / "tools.yaml").read_text())["servers"]
+        servers = {"weather": {**known["weather"], "url": weather}}
+        servers["refund"] = {**known["refund"], "url": refund}
+        path = folder / "tools.yaml"
+        path.write_text(yaml.safe_dump({"servers": servers}))
+        with planned_stack(folder, PIPELINES, "--tools", str(path)) as made:
+            yield made
 
 
-def _stack(folder: Path, weather: str, refund: str) -> Iterator[LocalStack]:
-    known = yaml.safe_load((TOOLS / "tools.yaml").read_text())["servers"]
-    servers = {"weather": {**known["weather"], "url": weather}}
-    servers["refund"] = {**known["refund"], "url": refund}
-    path = folder / "tools.yaml"
-    path.write_text(yaml.safe_dump({"servers": servers}))
-    with planned_stack(folder, PIPELINES, "--tools", str(path)) as made:
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
+    with tool_stack(tmp_path_factory.mktemp("tools")) as made:
         yield made
 
 

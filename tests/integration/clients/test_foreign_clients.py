@@ -19,6 +19,7 @@ from cloudevents.http import CloudEvent
 from api.webhook.webhook import new_secret, signed_headers
 from tests.integration.predictor_process import PredictorProcess, predictors
 from tests.integration.stack import MODEL, LocalStack
+from tests.integration.test_tool_stack import tool_stack
 
 pytestmark = pytest.mark.timeout(180)
 HERE = Path(__file__).parent
@@ -75,6 +76,15 @@ def test_openai_node(stack: LocalStack, node: Path) -> None:
 
     assert told["streamed"]
     assert told["text"]
+
+
+def test_openai_node_on_a_loop_with_an_approval(
+    node: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with tool_stack(tmp_path_factory.mktemp("tools")) as made:
+        told = json.loads(shown("node", "openai_tools.mjs", made.addresses["api"], MODEL, cwd=node))
+
+    assert told == {"text": "Paid.", "status": "completed"}
 
 
 def test_cloudevents_for_javascript(stack: LocalStack, node: Path) -> None:
