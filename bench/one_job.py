@@ -62,7 +62,7 @@ async def first_token_s(session: aiohttp.ClientSession, api: str) -> float:
 async def until_zero(session: aiohttp.ClientSession, stack: Stack) -> None:
     while True:
         async with session.get(f"{stack.at.activator}/status") as answer:
-            if not (await answer.json())["replicas"]["list"]:
+            if not (await answer.json())["models"][0]["replicas"]["list"]:
                 return
         await asyncio.sleep(0.2)
 

@@ -60,7 +60,7 @@ def switch(number, frame):
     seen = number - signal.SIGRTMIN - 1
     from prometheus_client import metrics
     from structlog import _native
-    from eventing import trace
+    from eventing.telemetry import trace
     places = [(kind, name) for kind in (metrics.Counter, metrics.Gauge, metrics.Histogram)
               for name in ("inc", "dec", "set", "observe") if hasattr(kind, name)]
     if not kept:
@@ -197,7 +197,7 @@ async def awake(session: aiohttp.ClientSession, stack: Stack) -> str:
     """The address of a predictor, once it can serve."""
     while True:
         async with session.get(f"{stack.at.activator}/status") as answer:
-            replicas = (await answer.json())["replicas"]
+            replicas = (await answer.json())["models"][0]["replicas"]
         if replicas["ready"]:
             return f"http://127.0.0.1:{replicas['list'][0]['id'].rsplit('-', 1)[1]}"
         await asyncio.sleep(0.1)
