@@ -147,7 +147,7 @@ class Job:
     started_ms: int = 0
     first_token_ms: int = 0
     finished_ms: int = 0
-    deadline_ms: int = 0
+    deadline_ms: int = 0  #: 0 also while it stands still, since only people are awaited
     lease_owner: str = ""
     lease_until_ms: int = 0
     result: Mapping[str, Any] | None = None

@@ -289,6 +289,8 @@ def parse(job_id: JobId, record: Mapping[bytes, bytes]) -> Job | None:
 
     plain: dict[str, Any] = {name: _text(record, _RAW_NAMES[name]) for name in _TEXTS}
     plain |= {name: int(record.get(_RAW_NAMES[name]) or 0) for name in _NUMBERS}
+    if (calling := value(b"calling")) and calling.get("paused_ms"):
+        plain["deadline_ms"] = 0  # it stands still while only people are awaited
     cache = cache_use_of(record[b"cache"]) if b"cache" in record else None
     usage = value(b"usage")
     return Job(

@@ -94,6 +94,7 @@ class TestDeadline:
         assert await rig.tools.expire(9) == []
         assert await rig.tools.claim_unstarted(9) == []
         assert (await rig.tools.begin_step(job_id(), "tools")).status is BeginStatus.BEGUN
+        assert (await rig.job()).deadline_ms == 0
         status, _ = await rig.decide(CallState.PENDING)
         assert status is ReturnStatus.OK
 
