@@ -54,7 +54,9 @@ def tool_outlook(job: Job) -> Outlook | None:
         ToolPhase.APPROVAL: "a decision about",
         ToolPhase.INPUT: "what its user is asked by",
     }[phase]
-    return Outlook(phase=phase, phase_since_ms=turn.committed_ms, reason=f"{what} {names}")
+    return Outlook(
+        phase=phase, phase_since_ms=max(job.created_ms, turn.committed_ms), reason=f"{what} {names}"
+    )
 
 
 def outlook_view(outlook: Outlook) -> OutlookView:

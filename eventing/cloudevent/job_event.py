@@ -233,7 +233,12 @@ class ToolsUsed(TypedDict):
 
 def tools_used(job: Job) -> ToolsUsed:
     """What an ended job called, and how many calls may have happened of which no result is known."""
-    calls = [call for turn in job.turns for call in turn.calls]
+    calls = [
+        call
+        for turn in job.turns
+        for call in turn.calls
+        if not (turn.carried and call.carried)  # it ran in the job that left it
+    ]
     return {
         "turns": len(job.turns),
         "calls": [

@@ -89,6 +89,8 @@ class TurnView(TypedDict):
     """Tokens of its prompt that the engine had from before; null where it does not say"""
     prefix_kept: bool | None
     """Its prompt began with the tokens of the turn before, prompt and answer; null where that is not known"""
+    is_carried: bool
+    """An earlier job left it, and shows its text: its calls go on in this one"""
     calls: list[CallView]
 
 
@@ -129,6 +131,7 @@ def _turn_view(turn: Turn, made: AttemptRecord | None) -> TurnView:
         "usage": {name: each for name, each in turn.usage.items() if name != _PREFIX} or None,
         "cached_tokens": _cached(turn.usage),
         "prefix_kept": _kept(turn.usage),
+        "is_carried": bool(turn.carried),
         "calls": [_call_view(call) for call in turn.calls],
     }
 
@@ -145,6 +148,7 @@ def _last_view(job: Job, made: AttemptRecord) -> TurnView:
         "usage": usage,
         "cached_tokens": _cached(usage or {}),
         "prefix_kept": _kept((job.result or {}).get("usage")),
+        "is_carried": False,
         "calls": [],
     }
 
@@ -188,9 +192,12 @@ def turn_steps(job: Job) -> Iterator[dict[str, Any]]:
     """The turns and calls as steps of a timeline; a running call has no `duration_ms` yet."""
     for turn in job.turns:
         committed: dict[str, Any] = {"at_ms": turn.committed_ms, "duration_ms": None}
-        yield {"step": "turn", **committed, "turn": turn.number, "count": turn.end - turn.begin}
+        if not turn.carried:
+            yield {"step": "turn", **committed, "turn": turn.number, "count": turn.end - turn.begin}
         for call in turn.calls:
-            begun_ms = call.queued_ms or turn.committed_ms
+            if turn.carried and call.carried:
+                continue  # it ran in the job that left it
+            begun_ms = max(job.created_ms, call.queued_ms or turn.committed_ms)
             yield {
                 "step": "call",
                 "at_ms": begun_ms,

@@ -172,3 +172,19 @@ def test_a_result_event_counts_calls_that_may_have_happened() -> None:
     assert (used["turns"], used["stopped_by"], used["calls_in_doubt"]) == (1, "calls", 1)
     assert [each["ms"] for each in used["calls"]] == [500, None]
     assert not any("arguments" in each or "output" in each for each in used["calls"])
+
+
+def test_a_turn_that_an_earlier_job_left_shows_what_is_done_in_this_one() -> None:
+    done = replace(CALL, carried=1, queued_ms=100, sent_ms=200, ended_ms=300)
+    sent = replace(CALL, place=1, queued_ms=500, sent_ms=1_200, ended_ms=1_250)
+    left = replace(TURN, attempt=0, begin=0, end=0, usage={}, carried=1, committed_ms=50)
+    job = replace(DONE, turns=(replace(left, calls=(done, sent)),), turn_begin=0)
+
+    first, last = job_view(job)["turns"]
+    steps = timeline(job, (), (), 9_000)["steps"]
+
+    assert (first["is_carried"], first["tokens"], first["started_ms"]) == (True, 0, None)
+    assert (last["is_carried"], last["tokens"]) == (False, 12)
+    shown = [(each["step"], each["at_ms"]) for each in steps if each["step"] in ("turn", "call")]
+    assert shown == [("call", job.created_ms)]
+    assert [each["place"] for each in tools_used(job)["calls"]] == [1]
