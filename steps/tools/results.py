@@ -4,9 +4,11 @@ Called by what runs calls, and by the step `tools` for the built-in tool that re
 named and not shown; resource links are not followed.
 """
 
+import asyncio
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from tempfile import NamedTemporaryFile
 from typing import Any, Final
 
 import orjson
@@ -19,6 +21,7 @@ from eventing.store.objects.object_store import ObjectStore
 from steps.tools.client.answer import Result, Target
 
 _TAIL_SHARE: Final = 4
+_CREDENTIAL: Final = b"[credential]"
 _SHOWN_READ: Final = 32 * 1024
 
 
@@ -42,22 +45,24 @@ class ToolResults:
         self, job: Job, call: ToolCall, result: Result, limits: ToolLimits, target: Target
     ) -> Shown:
         """What the model is shown; the whole is kept where that is a part of it. Raises `ObjectsUnavailable`."""
-        text, notes = target.without_credentials(text_of(result)), notes_of(job, call, limits)
-        whole = text.encode("utf-8", "replace")
-        if len(whole) <= limits.shown_bytes:
-            return Shown(
-                output=_with_notes(text, notes),
-                is_error=result.is_error,
-                output_bytes=len(whole),
-            )
+        notes, is_error = notes_of(job, call, limits), result.is_error
+        parts = list(result.cut) or [text_of(result).encode("utf-8", "replace")]
+        secrets = [secret.encode() for secret in target.secrets]
+        if sum(map(len, parts)) <= limits.shown_bytes:
+            whole = b"".join(_without(parts, secrets))
+            text = _with_notes(whole.decode("utf-8", "replace"), notes)
+            return Shown(output=text, is_error=is_error, output_bytes=len(whole))
         ref = f"{call.turn}.{call.place}"
-        await self._objects.write(f"{job.id}/{ref}", whole)
-        shown = head_and_tail(whole, limits.shown_bytes, ref, is_cut=bool(result.cut))
+        with NamedTemporaryFile() as file:
+            spooled = await asyncio.to_thread(
+                _spool, file.name, _without(parts, secrets), limits.shown_bytes
+            )
+            await self._objects.write_file(f"{job.id}/{ref}", file.name)
         return Shown(
-            output=_with_notes(shown, notes),
-            is_error=result.is_error,
-            object_ref=f"{ref} sha256:{hashlib.sha256(whole).hexdigest()}",
-            output_bytes=len(whole),
+            output=_with_notes(spooled.text(ref, is_cut=bool(result.cut)), notes),
+            is_error=is_error,
+            object_ref=f"{ref} sha256:{spooled.digest}",
+            output_bytes=spooled.size,
         )
 
     async def part(self, job: Job, arguments: str) -> tuple[str, bool]:
@@ -80,8 +85,6 @@ class ToolResults:
 
 def text_of(result: Result) -> str:
     """A result as one text."""
-    if result.cut:
-        return result.cut.decode("utf-8", "replace")
     texts = [_block(each) for each in result.content]
     if not any(texts) and result.structured is not None:
         texts = [orjson.dumps(result.structured).decode()]
@@ -107,15 +110,53 @@ def _block(block: Mapping[str, Any]) -> str:
             return f"[{kind!s:.40}, not shown]"
 
 
-def head_and_tail(whole: bytes, shown_bytes: int, ref: str, *, is_cut: bool) -> str:
-    """The beginning and the end of a long result, and how the rest is read."""
-    tail = shown_bytes // _TAIL_SHARE
-    head = shown_bytes - tail
-    size = f"{len(whole)} bytes" + (", the rest of the answer was not read" if is_cut else "")
-    between = f"[bytes {head} to {len(whole) - tail} of {size}; they are read with torpor__read, ref {ref!r}]"
-    first = whole[:head].decode("utf-8", "ignore")
-    last = whole[len(whole) - tail :].decode("utf-8", "ignore")
-    return f"{first}\n{between}\n{last}"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Spooled:
+    """A long result that stands in a file: its size, its digest, and its beginning and end."""
+
+    size: int
+    digest: str
+    head: bytes
+    tail: bytes
+
+    def text(self, ref: str, *, is_cut: bool) -> str:
+        """What the model is shown, and how the rest is read."""
+        size = f"{self.size} bytes" + (", the rest of the answer was not read" if is_cut else "")
+        end = self.size - len(self.tail)
+        between = (
+            f"[bytes {len(self.head)} to {end} of {size}; torpor__read gives them, ref {ref!r}]"
+        )
+        first, last = (each.decode("utf-8", "ignore") for each in (self.head, self.tail))
+        return f"{first}\n{between}\n{last}"
+
+
+def _spool(path: str, parts: Iterator[bytes], shown_bytes: int) -> _Spooled:
+    """Write the parts into a file, one at a time: a flood is in memory once."""
+    most_tail = shown_bytes // _TAIL_SHARE
+    most_head, size, digest = shown_bytes - most_tail, 0, hashlib.sha256()
+    head, tail = b"", b""
+    with open(path, "wb") as file:
+        for part in parts:
+            file.write(part)
+            digest.update(part)
+            size += len(part)
+            head += part[: most_head - len(head)]
+            tail = (tail + part)[-most_tail:]
+    return _Spooled(size=size, digest=digest.hexdigest(), head=head, tail=tail)
+
+
+def _without(parts: list[bytes], secrets: Sequence[bytes]) -> Iterator[bytes]:
+    """The parts without secrets, also one that stands across two of them; each is let go as it is given."""
+    longest = max(map(len, secrets), default=0)
+    carried = b""
+    parts.reverse()
+    while parts:
+        text = carried + parts.pop()
+        for secret in secrets:
+            text = text.replace(secret, _CREDENTIAL)
+        keep = min(longest, len(text)) if parts else 0
+        carried = text[len(text) - keep :]
+        yield text[: len(text) - keep]
 
 
 def notes_of(job: Job, call: ToolCall, limits: ToolLimits) -> list[str]:

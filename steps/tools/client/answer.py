@@ -23,13 +23,12 @@ class Target:
     allowed: AllowList = field(default_factory=AllowList)
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
-    def without_credentials(self, text: str) -> str:
-        """A text of the server without the credentials that it was sent, which some servers repeat in errors."""
-        for value in self.headers.values():
-            for secret in (value, value.partition(" ")[2]):
-                if len(secret) >= _SHORTEST_SECRET:
-                    text = text.replace(secret, "[credential]")
-        return text
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The credentials in the headers: some servers repeat them in errors. The longest first."""
+        values = [*self.headers.values(), *(v.partition(" ")[2] for v in self.headers.values())]
+        found = {each for each in values if len(each) >= _SHORTEST_SECRET}
+        return tuple(sorted(found, key=len, reverse=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,12 +49,12 @@ class Outgoing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """The tool's result, in MCP's shape. `cut` is what was read of one that is longer than is read."""
+    """The tool's result, in MCP's shape. `cut` are the parts that were read of one that is longer than is read."""
 
     content: Sequence[Mapping[str, Any]] = ()
     structured: Any = None
     is_error: bool = False
-    cut: bytes = b""
+    cut: Sequence[bytes] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -55,7 +55,7 @@ class FunctionClient:
                 headers, body = build_binary(event)
                 response = await client.post(target.url, content=body, headers=headers)
         except TooLong as error:
-            return Result(cut=b"".join(error.kept))
+            return Result(cut=tuple(error.kept))
         except Redirected as error:
             return error_result(f"The tool redirects: {error}")
         except TargetRefused as error:
@@ -137,7 +137,7 @@ class FunctionClient:
                 response = await client.get(url)
                 data = response.content if response.status_code == 200 else None
         except TooLong as error:
-            return Result(cut=b"".join(error.kept))
+            return Result(cut=tuple(error.kept))
         except (TargetRefused, InvalidJob) as error:
             return error_result(f"The tool named its result by an address that is refused: {error}")
         except (httpx2.HTTPError, TimeoutError, OSError):

@@ -307,7 +307,7 @@ def _answered(error: BaseException, status: int) -> Answer | None:
     """What the server said where the call failed after it left; None where it said nothing that counts."""
     match error:
         case TooLong(kept=kept):
-            return Result(cut=b"".join(kept))
+            return Result(cut=tuple(kept))
         case Redirected():
             return error_result("The tool server redirects, which is not followed.")
         case MCPError(code=code, message=message) if (
