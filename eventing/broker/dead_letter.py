@@ -91,7 +91,7 @@ class DeadLetterHandler:
         Raises `StoreUnavailable` when the event could not be recorded; then it must not be settled.
         """
         event = claimed.event
-        if event.type in REQUEST_TYPES and trigger.retry_span_s:
+        if event.type in (*REQUEST_TYPES, CALLED) and trigger.retry_span_s:
             match await self._requeue(event, trigger.retry_span_s):
                 case "held":
                     return False
@@ -201,6 +201,8 @@ class DeadLetterHandler:
 
     async def _recorded(self, event: Event) -> JobId:
         """The job that the event asks for, which is in the store now."""
+        if event.type == CALLED:  # the step that is published again queues the call again
+            return JobId(event.subject)
         if event.type != REQUESTED:  # we sent it, of a job that is recorded
             return job_id_of(event)
         new = job_of(event)

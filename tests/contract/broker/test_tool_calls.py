@@ -202,3 +202,27 @@ async def test_an_approved_call_is_delivered(rig: BrokerRig) -> None:
     assert status is ReturnStatus.OK
     assert (await rig.claim()).event.id == key(0)
     assert (await rig.send()).status is SendStatus.SENT
+
+
+@pytest.mark.parametrize(
+    ("span_s", "state"), [(3600.0, CallState.PENDING), (1e-6, CallState.NOT_RUN)]
+)
+async def test_a_call_that_another_broker_gave_up_early_is_published_again(
+    rig: BrokerRig, span_s: float, state: CallState
+) -> None:
+    await rig.begin(call(0))
+    claimed = await rig.claim()
+    answered = replace(
+        claimed, event=replace(claimed.event, extensions={**claimed.event.extensions, **GAVE_UP})
+    )
+    await rig.redis.delete(keys.UNPUBLISHED)
+    relay = replace(TRIGGERS["tools-wiki"], retry_span_s=span_s)
+
+    assert await rig.handler.record(relay, answered, "given up", AWAY)
+
+    assert (await rig.job()).turns[0].calls[0].state is state
+    noted = await rig.tools.take_unpublished(9)
+    assert noted == ([job_id()] if state is CallState.PENDING else [])
+
+
+GAVE_UP = {"knativeerrorcode": "500"}
