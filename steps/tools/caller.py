@@ -103,7 +103,12 @@ class Caller:
         task = asyncio.ensure_future(self._run(event.id, job_id, turn, place))
         self._running[task] = True
         task.add_done_callback(lambda done: self._running.pop(done, None))
-        await asyncio.shield(task)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():  # by `drain`, before the call was ours
+                raise Unavailable("this process shuts down") from None
+            raise
 
     async def drain(self, grace_s: float) -> None:
         """Begin nothing more. Calls that may be sent again are given up at once, the others within the grace."""

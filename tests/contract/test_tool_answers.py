@@ -342,6 +342,51 @@ class TestFailures:
         assert other.seen == []
 
 
+class TestDrain:
+    @pytest.mark.parametrize("effect", ["read", "once"])
+    async def test_a_process_that_shuts_down_gives_up_what_may_be_sent_again_and_ends_the_rest(
+        self, redis: Redis, tmp_path: Path, effect: str
+    ) -> None:
+        goes_on, came = asyncio.Event(), asyncio.Event()
+
+        async def answer(_: Request, __: bytes) -> Response:
+            came.set()
+            await goes_on.wait()
+            return JSONResponse({"content": [{"type": "text", "text": "done"}]})
+
+        async with listening(function(answer)) as url:
+            tools = config(url, kind="function", effect=effect)
+            async with tool_process(redis, tmp_path, tools) as process:
+                await process.begin({}, {**BOUND})
+                await process.generate(("a__a", {}))
+                delivery = asyncio.ensure_future(process.deliver("tool-a"))
+                await came.wait()
+                draining = asyncio.ensure_future(process.server.drain())
+                if effect == "once":
+                    await asyncio.sleep(0)
+                    goes_on.set()
+                statuses = await delivery
+                goes_on.set()
+                await draining
+                (call,) = await process.calls()
+        expected = ([200], CallState.RETURNED) if effect == "once" else ([503], CallState.PENDING)
+        assert (statuses, call.state) == expected
+
+    async def test_a_process_that_shuts_down_begins_no_call(
+        self, redis: Redis, tmp_path: Path
+    ) -> None:
+        raw = RawMcp()
+        async with (
+            listening(raw.app()) as url,
+            tool_process(redis, tmp_path, config(url)) as process,
+        ):
+            await process.begin({}, {**BOUND})
+            await process.generate(("a__do", {}))
+            await process.server.drain()
+            assert await process.deliver("tool-a") == [503]
+        assert raw.called() == []
+
+
 class TestPins:
     @pytest.mark.parametrize(
         "later",
