@@ -5,14 +5,15 @@ Called by the broker's intake beside `inline_steps`, and by the api. Tools are n
 `servers: [LABEL, ...]`, and `tools`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final
 
 from eventing.errors import InvalidJob
+from eventing.job.call.rule import TEXT, check
 from eventing.job.job import JobRequest
 from eventing.job.plan import LIST_TOOLS_STEP, TOOLS_STEP, Hold, Pipelines, Plan, PlannedStep
-from eventing.job.tools.asked import CREDENTIALS, AskedServer, asked_servers, check_own_names
+from eventing.job.tools.asked import CREDENTIALS, MCP, AskedServer, asked_servers, check_own_names
 from eventing.job.tools.limits import ToolLimits
 from eventing.job.tools.server import Approval, ToolConfig, ToolServer
 
@@ -55,6 +56,7 @@ def tool_steps(
             raise _refused(f"the model has a server {label} of its own")
     check_own_names(tools, labels)
     _check_request(request.body)
+    _check_choice(request.body.get("tool_choice"), labels)
     serving = config.serving(tenant)
     for server in (*map(_bound, _bound_labels(bound)), *asked):
         _check_server(server, config, serving, tenant)
@@ -129,6 +131,20 @@ def _check_request(body: Mapping[str, Any]) -> None:
                     f"{where} is taken by POST /v1/jobs and /v1/responses alone, which seal it",
                     where,
                 )
+
+
+def _check_choice(choice: Any, labels: Sequence[str]) -> None:
+    """The names of functions are checked with the body."""
+    where = "body.tool_choice"
+    if not isinstance(choice, Mapping) or choice.get("type", "function") == "function":
+        return
+    if choice["type"] != MCP:
+        raise InvalidJob(f"{where}.type must be function or mcp beside a server's tools", where)
+    check(f"{where}.", choice.get("server_label"), TEXT, "server_label")
+    if choice["server_label"] not in labels:
+        raise InvalidJob(f"{where}.server_label is none of tools", f"{where}.server_label")
+    if choice.get("name") is not None:
+        check(f"{where}.", choice["name"], TEXT, "name")
 
 
 def _limits(body: Mapping[str, Any], own: PlannedStep | None) -> dict[str, int]:

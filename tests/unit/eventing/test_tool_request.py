@@ -233,6 +233,31 @@ def test_several_answers_are_not_made_with_tools() -> None:
     assert refused.value.field == "body.n"
 
 
+@pytest.mark.parametrize(
+    ("choice", "field"),
+    [
+        ({"type": "mcp", "server_label": "nope"}, "body.tool_choice.server_label"),
+        ({"type": "mcp"}, "body.tool_choice.server_label"),
+        ({"type": "mcp", "server_label": 7}, "body.tool_choice.server_label"),
+        ({"type": "mcp", "server_label": "files", "name": 7}, "body.tool_choice.name"),
+        ({"type": "allowed_tools", "tools": [mcp("nope")]}, "body.tool_choice"),
+        ({"type": 7}, "body.tool_choice"),
+    ],
+)
+def test_a_choice_that_means_no_tool_of_the_request_is_refused_by_its_field(
+    choice: dict[str, object], field: str
+) -> None:
+    with pytest.raises(InvalidJob) as error:
+        steps(mcp(), tool_choice=choice)
+
+    assert error.value.field == field
+
+
+@pytest.mark.parametrize("named", [{}, {"name": None}, {"name": "read"}])
+def test_a_choice_names_a_server_or_one_of_its_tools(named: dict[str, object]) -> None:
+    assert steps(mcp(), tool_choice={"type": "mcp", "server_label": "files", **named})
+
+
 def test_credentials_are_taken_out_of_a_request() -> None:
     tools = [
         mcp("a", authorization=CANARY, headers={"x-key": "k"}),
