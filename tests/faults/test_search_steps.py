@@ -63,7 +63,7 @@ async def until_kept(system: System, count: int) -> None:
 async def test_the_semantic_cache_survives_a_kill_at_every_point(
     zygote: Zygote, tmp_path: Path, trials: int
 ) -> None:
-    async with stepping(zygote, tmp_path, CACHE, max_attempts=50) as (system, steps):
+    async with stepping(zygote, tmp_path, CACHE) as (system, steps):
         first = await system.client.submit(question(ASKED), "first")
         await system.ended([first], within_s=60)
         await until_kept(system, 1)

@@ -37,8 +37,10 @@ async def stepping(
     is_direct: bool = False,
     max_attempts: int = 0,
 ) -> AsyncIterator[tuple[System, Program]]:
-    """A system whose model has these steps, and its steps process."""
-    tuning = Tuning(steps=steps, step_retry=step_retry, steps_are_refused=is_direct)
+    """A system whose model has these steps, and its steps process. Its predictor keeps its jobs however long the
+    machine stands still, unless `max_attempts` says that it is killed.
+    """
+    tuning = Tuning(steps=steps, step_retry=step_retry, steps_are_refused=is_direct, lease_s=30)
     if max_attempts:  # more than kills, so that no job is a dead letter
         tuning = replace(tuning, lease_s=0.6, max_attempts=max_attempts)
     async with running(zygote, folder, tuning) as system:
