@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from eventing.broker.tool_calls import ToolCalls
-from eventing.job.tools.call import CallState
+from eventing.job.tools.call import CallState, call_field
 from eventing.job.tools.store import Decision, ReturnStatus
 from eventing.job.tools.tool_list import pinned_servers
 from eventing.redis import keys
@@ -47,6 +47,14 @@ async def decided(process: ToolProcess, state: CallState, text: str = "") -> Ret
     decision = Decision(state=state, text=text, approver="ann")
     status, _ = await calls.decide(job, job.turns[-1].calls[0], decision)
     return status
+
+
+async def aged(redis: Redis) -> None:
+    """The first call was queued a day ago."""
+    name = call_field(1, 0)
+    call = orjson.loads(await redis.hget(keys.job(job_id()), name))
+    call["queued_ms"] -= 24 * 3600 * 1000
+    await redis.hset(keys.job(job_id()), name, orjson.dumps(call))
 
 
 class TestEras:
@@ -255,6 +263,29 @@ class TestFailures:
             (call,) = await process.calls()
         assert (call.state, call.output) == (CallState.RETURNED, "done")
         assert len(raw.called()) == 1
+
+    @pytest.mark.parametrize("is_old", [False, True])
+    async def test_a_server_that_stays_away_is_told_to_the_model_and_the_days_of_an_approval_do_not_count(
+        self, redis: Redis, tmp_path: Path, is_old: bool
+    ) -> None:
+        port, raw = free_port(), RawMcp()
+        settings = config(f"http://127.0.0.1:{port}/")
+        settings["servers"]["a"]["approval"] = "always"
+        async with tool_process(redis, tmp_path, settings) as process:
+            async with listening(raw.app(), port):
+                await process.begin({}, {**BOUND})
+            await process.generate(("a__do", {}))
+            if not is_old:
+                await aged(redis)
+            assert await decided(process, CallState.PENDING) is ReturnStatus.OK
+            if is_old:
+                await aged(redis)
+            statuses = await process.deliver("tool-a")
+            (call,) = await process.calls()
+        if is_old:
+            assert (statuses, call.state, call.reason) == ([200], CallState.RETURNED, "unreachable")
+        else:
+            assert (statuses, call.state) == ([503], CallState.PENDING)
 
     @pytest.mark.parametrize("effect", ["once", "read", "keyed"])
     async def test_silence_after_the_call_left_is_a_doubt_that_the_effect_class_settles(

@@ -22,7 +22,7 @@ if now >= (call.expires_ms or 0) then
   call.output = before == 'in_doubt' and TOLD.unknown or TOLD.unanswered
 elseif state == 'pending' then
   if before == 'awaiting_input' then call.answer = ARGV[5] end
-  call.reason = ''
+  call.reason, call.queued_ms = '', now -- it was not waited for by its server meanwhile
 else
   call.output, call.reason = ARGV[5], state == 'denied' and 'denied' or call.reason
   if call.output == '' then call.output = TOLD[state] or '' end
