@@ -1,6 +1,7 @@
 """Two cells on one machine, and a tenant that moves from one to the other: nothing is lost, and nothing runs twice."""
 
 import json
+import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -68,7 +69,7 @@ def test_a_tenant_moves_to_another_cell_and_nothing_is_lost(
 ) -> None:
     with ThreadPoolExecutor() as pool, ExitStack() as stack:
         old, other = pool.map(lambda name: cell_in(tmp_path / name, keys), "ab")
-        stack.callback(other.stop)
+        stack.callback(other.stop, signal.SIGKILL)
         move(tmp_path / "a", keys, tenants, old, other)
 
 
@@ -92,7 +93,7 @@ def move(
         unknown = birds.get(other, f"/v1/jobs/{accepted[0]}").status_code
         listed = [job["id"] for job in birds.get(old, "/v1/jobs").json()["data"]]
     finally:
-        old.stop()
+        old.stop(signal.SIGKILL)
 
     assert (refused.status_code, refused.json()["code"]) == (503, "tenant_moved")
     assert other.addresses["api"] in refused.json()["detail"]
