@@ -68,6 +68,25 @@ def plans(document: Any) -> dict[str, Any]:
     }
 
 
+def tool_servers(**server: Any) -> dict[str, Any]:
+    """The tools of a cluster: one server."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "torpor-tools", "namespace": "torpor"},
+        "data": {"tools.yaml": yaml.safe_dump({"servers": {"mail": server}})},
+    }
+
+
+def call_trigger(*, timeout: str) -> dict[str, Any]:
+    """The trigger of calls to that server."""
+    made = step_trigger(retry=1, timeout=timeout)
+    made["metadata"]["name"] = "tool-mail"
+    wanted = {"type": "dev.torpor.tool.called.v1", "toolserver": "mail"}
+    made["spec"]["filter"]["attributes"] = wanted
+    return made
+
+
 def tiers(*models: Any) -> dict[str, Any]:
     """A public name over several models."""
     return {"auto": {"steps": [{"step": "route", "settings": {"tiers": list(models)}}]}}
@@ -362,6 +381,10 @@ BREAKS = [
     Break("audit-critic", "queue", add=plans({"thinker": {"audit": {"critic": "thinker-32b"}}})),
     Break("steps-trigger", "queue", add=plans({"thinker": {"steps": ["no-op"]}})),
     Break("steps-timeout", "serverless-kafka", add=step_trigger(retry=10, timeout="PT300S")),
+    Break("tools-block", "queue", add=[tool_servers(url="http://mail.example.com"), call_trigger(timeout="PT90S")]),
+    Break("tools-block", "queue", add=[tool_servers(url="https://a.example", effect="twice")]),
+    Break("tools-trigger", "queue", add=tool_servers(url="https://mail.example.com")),
+    Break("tools-timeout", "queue", add=[tool_servers(url="https://a.example"), call_trigger(timeout="PT30S")]),
     Break("keda-formula", "queue", SO, f"{MOD}>formula", "lag + pend"),
     Break("keda-formula", "queue", SO, "spec>advanced>scalingModifiers"),
     Break("keda-activation", "queue", SO, f"{MOD}>activationTarget", "1"),
