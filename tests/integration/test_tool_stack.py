@@ -146,11 +146,13 @@ def test_a_call_is_approved_in_the_terminal(stack: LocalStack) -> None:
             asked = api.get("/v1/approvals").json()["data"]
         listed = typed(stack, "approvals", "list").stdout
         yes = typed(stack, "approvals", "approve", asked[0]["id"])
+        late = typed(stack, "approvals", "deny", asked[0]["id"], code=1)
         no = typed(stack, "approvals", "deny", asked[1]["id"], "--reason", "twice")
         ended = api.get(f"/v1/jobs/{job}?wait=60").json()
 
     assert "refund" in listed
     assert ("is pending" in yes.stdout, "is denied" in no.stdout) == (True, True)
+    assert "the first decision holds" in late.stderr
     assert ended["state"] == "completed"
     assert sorted(call["state"] for call in ended["turns"][0]["calls"]) == ["denied", "returned"]
 

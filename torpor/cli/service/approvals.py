@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from torpor.cli.catalog import epilog
-from torpor.cli.errors import UsageError
+from torpor.cli.errors import UsageError, UserError
 from torpor.cli.options import ApiOption, DataDir, Json, Limit
 
 approvals = typer.Typer(no_args_is_help=True)
@@ -109,13 +109,16 @@ def _decide(
     prefix, _, rest = approval_id.partition("_")
     job, is_approval = f"job_{rest.partition('_')[0]}", prefix == "mcpr" and "_" in rest
     if not is_approval:
-        raise UsageError(f"{approval_id} is no id of an approval: they begin with mcpr_")
+        raise UsageError(f"{approval_id} is no id of an approval: `torpor approvals list` has them")
     path = f"/v1/jobs/{job}/approvals/{approval_id}"
     decided = _call(api, data_dir, "POST", path, body)
+    said = f"{decided['server']}: {decided['tool']} is {decided['state']}"
+    if "approve" in body and body["approve"] == (decided["state"] == "denied"):
+        raise UserError(f"it was decided before, and the first decision holds: {said}")
     if as_json:
         print_json(decided)
         return
-    stdout.print(f"{decided['server']}: {decided['tool']} is {decided['state']}")
+    stdout.print(said)
 
 
 def _call(api: str, data_dir: Path | None, method: str, path: str, body: Any = None) -> Any:
