@@ -62,11 +62,17 @@ def _turn(value: object) -> ScriptedTurn:
     known = {field.name for field in fields(ScriptedTurn)}
     if not isinstance(value, Mapping) or not value.keys() <= known:
         raise BadRequest(f"a turn has {', '.join(sorted(known))}", field="seeded")
-    calls = tuple(
-        ScriptedCall(call["name"], _json(call.get("arguments", {})))
-        for call in value.get("calls", ())
-    )
+    said = value.get("calls", ())
+    if not isinstance(said, list | tuple):
+        raise BadRequest("calls of a turn must be a list", field="seeded")
+    calls = tuple(_call(each) for each in said)
     return ScriptedTurn(**{**value, "calls": calls})
+
+
+def _call(value: object) -> ScriptedCall:
+    if not isinstance(value, Mapping) or not isinstance(value.get("name"), str):
+        raise BadRequest("a call of a turn has a name and arguments", field="seeded")
+    return ScriptedCall(value["name"], _json(value.get("arguments", {})))
 
 
 def _json(arguments: object) -> str:

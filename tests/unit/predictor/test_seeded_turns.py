@@ -140,7 +140,10 @@ def test_a_turn_says_itself_whether_it_may_be_continued(engine: SeededEngine) ->
     assert not engine.can_resume(call(CALLED, RESULT))
 
 
-@pytest.mark.parametrize("turns", ["x", [1], [{"words": 3}]])
+@pytest.mark.parametrize(
+    "turns",
+    ["x", [1], [{"words": 3}], [{"calls": "x"}], [{"calls": ["x"]}], [{"calls": [{}]}]],
+)
 def test_turns_of_another_form_are_refused(engine: SeededEngine, turns: Any) -> None:
     with pytest.raises(BadRequest):
         engine.validate(call(seeded={"turns": turns}))
