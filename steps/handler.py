@@ -127,7 +127,11 @@ class QueueCalls:
 StepOutcome = Continue | Answer | Skip | Refuse | Withhold | Again | CommitTurn | QueueCalls
 
 
-class NotInstalled(TorporError):
+class SetAside(TorporError):
+    """The job ends as a dead letter: to wait does not help, and an operator redrives it once the cause is gone."""
+
+
+class NotInstalled(SetAside):
     """A package that the step needs is missing where the steps run, or is not the pinned one. To wait does not help."""
 
     code = "not_installed"

@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 
 from api.auth.principal import Principal, Scope
 from api.http.errors import Forbidden
-from api.http.parameter import LIMIT, Parameter
+from api.http.parameter import CURSOR, LIMIT, Parameter
 from api.openapi.operation import Body
 from api.routes.jobs import json_response, naming, own_job
 from api.routes.route import Call, Routes
@@ -97,17 +97,18 @@ _RESULT: Final = Body(
 
 
 @routes.operation(
-    "GET", "/v1/approvals", Scope.APPROVALS, parameters=(LIMIT,), answers=ApprovalList
+    "GET", "/v1/approvals", Scope.APPROVALS, parameters=(LIMIT, CURSOR), answers=ApprovalList
 )
 async def list_approvals(call: Call[ApprovalDeps]) -> Response:
     """List the tool calls that wait for a person.
 
     Of jobs that wait: a response that asked for an approval has ended, and the next response answers it.
     """
-    limit = LIMIT.of(call.request.query_params)
-    found = await call.deps.calls.store.approvals(call.principal.tenant, limit)
-    views = [approval_view(each.job_id, each.call) for each in found]
-    return json_response({"object": "list", "data": views, "next_cursor": None})
+    query = call.request.query_params
+    tenant, store = call.principal.tenant, call.deps.calls.store
+    page = await store.approvals(tenant, LIMIT.of(query), query.get(CURSOR.name, ""))
+    views = [approval_view(each.job_id, each.call) for each in page.calls]
+    return json_response({"object": "list", "data": views, "next_cursor": page.next_cursor or None})
 
 
 @routes.operation(

@@ -43,9 +43,9 @@ from steps.handler import (
     CommitTurn,
     Continue,
     Handler,
-    NotInstalled,
     QueueCalls,
     Refuse,
+    SetAside,
     Skip,
     StepCall,
     StepOutcome,
@@ -183,7 +183,7 @@ class Runner:
             except asyncio.CancelledError:
                 await self._give_up(run)
                 raise Unavailable("this process shuts down") from None
-            except NotInstalled as error:
+            except SetAside as error:
                 word = error.code
                 return await self._set_aside(run, error)
             except Unavailable:
@@ -209,7 +209,7 @@ class Runner:
                 )
 
     async def _outcome(self, job: Job, planned: PlannedStep, number: int) -> StepOutcome:
-        """What the handler gave. Raises `Unavailable`, `NotInstalled` and `RunFailed` where the step may not be
+        """What the handler gave. Raises `Unavailable`, `SetAside` and `RunFailed` where the step may not be
         skipped.
         """
         call = StepCall(
@@ -237,8 +237,8 @@ class Runner:
             if may_skip:
                 return Skip(reason="unavailable")
             raise
-        except NotInstalled as error:
-            _log.error("not installed", action="step", step=planned.name, reason=error.message)
+        except SetAside as error:
+            _log.error("set aside", action="step", step=planned.name, reason=error.message)
             if may_skip or (job.is_validating and job.hold is Hold.NONE):
                 return Skip(reason=error.code)  # readers have the answer already
             raise
@@ -335,7 +335,7 @@ class Runner:
                     raise
             await asyncio.sleep(_PAUSE_S)
 
-    async def _set_aside(self, run: StepRun, error: NotInstalled) -> bool:
+    async def _set_aside(self, run: StepRun, error: SetAside) -> bool:
         """The job fails with what is missing: it is not waited for, since nothing but an operator brings it."""
         reason = JobError(code=error.code, message=f"step {run.step}: {error.message}")
         detail = {"reason": error.code}

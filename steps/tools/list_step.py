@@ -15,7 +15,7 @@ from eventing.job.job import Job, JobError
 from eventing.job.tools.request import SERVERS
 from eventing.job.tools.server import ServerKind
 from eventing.job.tools.tool_list import PinnedServer, to_json
-from steps.handler import Continue, Refuse, StepCall, StepOutcome, wrong_setting
+from steps.handler import Continue, Refuse, SetAside, StepCall, StepOutcome, wrong_setting
 from steps.tools.client.answer import NotSent, Refused, Target
 from steps.tools.client.clients import Clients
 from steps.tools.listing import (
@@ -32,6 +32,12 @@ MOST_ATTEMPTS: Final = 3
 """Runs of the step in which every server must answer; after them the job goes on without those that do not."""
 
 
+class ToolsAway(SetAside):
+    """No server of the job has tools, and one that could have some does not answer."""
+
+    code = "tools_unavailable"
+
+
 class ListTools:
     """The handler. Targets and clients belong to the caller."""
 
@@ -40,7 +46,7 @@ class ListTools:
         self._clients = clients
 
     async def __call__(self, call: StepCall) -> StepOutcome:
-        """Raises `Unavailable` while a server can not be asked."""
+        """Raises `Unavailable` while a server can not be asked, and in the end `ToolsAway`."""
         try:
             settings = parse_tool_settings(call.settings)
         except BadRequest as error:
@@ -57,7 +63,9 @@ class ListTools:
             reasons = "; ".join(
                 f"{each.server_label}: {each.error or 'no tools'}" for each in listed
             )
-            return Refuse(error=JobError(code="tools_unavailable", message=reasons))
+            if any(each.is_away for each in listed):
+                raise ToolsAway(reasons)
+            return Refuse(error=JobError(code=ToolsAway.code, message=reasons))
         try:
             check_bounds(listed, settings.limits)
             body = body_with_tools(call.request.body, listed)
@@ -80,7 +88,7 @@ class ListTools:
         except NotSent as error:
             if not is_last:
                 raise Unavailable(f"tool server {label}: {error}") from error
-            return PinnedServer(server_label=label, error=str(error), mark=mark)
+            return PinnedServer(server_label=label, error=str(error), is_away=True, mark=mark)
         return pinned_server(
             label,
             definitions,

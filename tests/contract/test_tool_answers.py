@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from eventing.broker.tool_calls import ToolCalls
+from eventing.job.job import JobState
 from eventing.job.tools.call import CallState, call_field
 from eventing.job.tools.store import Decision, ReturnStatus
 from eventing.job.tools.tool_list import pinned_servers
@@ -245,6 +246,19 @@ class TestQuestions:
 
 
 class TestFailures:
+    async def test_a_job_whose_only_server_is_away_is_a_dead_letter_and_not_lost(
+        self, redis: Redis, tmp_path: Path
+    ) -> None:
+        gone = {"servers": {"a": {"url": "http://127.0.0.1:9/mcp"}}}
+        async with tool_process(redis, tmp_path, gone) as process:
+            job = await process.begin({}, {"servers": ["a"]})
+            for _ in range(2):
+                await process.deliver("steps")
+                job = await process.job()
+
+        assert (job.state, job.error and job.error.code) == (JobState.FAILED, "tools_unavailable")
+        assert job.is_dead_letter
+
     async def test_a_server_that_is_away_was_surely_not_called_and_is_tried_again(
         self, redis: Redis, tmp_path: Path
     ) -> None:

@@ -6,6 +6,7 @@ import pytest
 from redis.asyncio import Redis
 
 from api.view.items.turns import unused_result_views
+from eventing.errors import BadRequest
 from eventing.job.job import JobState
 from eventing.job.tools.call import CallState, EffectClass, ToolPhase, approval_item_id
 from eventing.job.tools.store import CallEnd, ReturnStatus, SendStatus
@@ -122,9 +123,9 @@ class TestLate:
 class TestApproval:
     async def test_an_approved_call_is_queued(self, rig: ToolRig) -> None:
         await rig.turn(WAITS)
-        (waiting,) = await rig.tools.approvals("acme")
+        (waiting,) = (await rig.tools.approvals("acme")).calls
         assert (waiting.job_id, waiting.tenant) == (job_id(), "acme")
-        assert await rig.tools.approvals("other") == []
+        assert (await rig.tools.approvals("other")).calls == []
         assert (await rig.job()).tool_phase is ToolPhase.APPROVAL
 
         status, decided = await rig.decide(CallState.PENDING)
@@ -133,8 +134,24 @@ class TestApproval:
         assert decided is not None
         assert (decided.state, decided.approver) == (CallState.PENDING, "ann")
         assert await rig.queued() == [key(0)]
-        assert await rig.tools.approvals("acme") == []
+        assert (await rig.tools.approvals("acme")).calls == []
         assert await rig.give(await rig.send()) is ReturnStatus.NEXT
+
+    async def test_pages_of_what_waits_have_each_call_once(self, rig: ToolRig) -> None:
+        waits = [call(place, CallState.AWAITING_APPROVAL) for place in range(7)]
+        await rig.turn(*waits)
+
+        places, cursor = [], ""
+        while True:
+            page = await rig.tools.approvals("acme", 3, cursor)
+            places += [each.call.place for each in page.calls]
+            if not (cursor := page.next_cursor):
+                break
+
+        assert sorted(places) == list(range(7))
+        with pytest.raises(BadRequest) as raised:
+            await rig.tools.approvals("acme", 3, "1.nonsense")
+        assert raised.value.field == "cursor"
 
     async def test_a_denied_call_tells_the_model_why(self, rig: ToolRig) -> None:
         await rig.turn(WAITS)
@@ -232,7 +249,7 @@ class TestApproval:
         await rig.tools.cancel(job_id())
 
         assert (await rig.decide(CallState.PENDING))[0] is ReturnStatus.TERMINAL
-        assert await rig.tools.approvals("acme") == []
+        assert (await rig.tools.approvals("acme")).calls == []
         assert await rig.queued() == []
 
     async def test_free_siblings_run_while_a_person_is_waited_for(self, rig: ToolRig) -> None:

@@ -137,7 +137,7 @@ class TestTurn:
         assert (job.state, job.result, job.usage) == ("completed", answer().result, usage())
         states = [each.state for each in job.turns[0].calls]
         assert states == [CallState.CLIENT, CallState.RETURNED, CallState.AWAITING_APPROVAL]
-        assert await rig.tools.approvals("acme") == []
+        assert (await rig.tools.approvals("acme")).calls == []
 
     async def test_a_turn_for_the_client_alone_ends_the_job_at_once(self, rig: ToolRig) -> None:
         await rig.turn(call(0, CallState.CLIENT, server=""), ends=1)
@@ -259,7 +259,7 @@ class TestSend:
         sent = await rig.send(owner="caller-2")
 
         assert (sent.status, sent.send) == (SendStatus.IN_DOUBT, 0)
-        (waiting,) = await rig.tools.approvals("acme")
+        (waiting,) = (await rig.tools.approvals("acme")).calls
         assert (waiting.call.state, waiting.call.sends) == (CallState.IN_DOUBT, 1)
         assert waiting.call.approval_id == approval_item_id(job_id(), 1, 0)
         assert (await rig.job()).tool_phase is ToolPhase.APPROVAL

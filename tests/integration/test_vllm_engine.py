@@ -317,7 +317,10 @@ class Scripted:
 )
 async def test_the_assembled_body_is_vllms_own(engine: VllmEngine, request_: EngineRequest) -> None:
     assembled = body_of(await all_steps(engine, request_))
-    assert without_none(assembled) == without_none(await vllms_own_body(engine, request_))
+    own = await vllms_own_body(engine, request_)
+    for body in (assembled, own):  # the second run finds in the cache what the first one left
+        body["usage"].pop("prompt_tokens_details", None)
+    assert without_none(assembled) == without_none(own)
 
 
 async def vllms_own_body(engine: VllmEngine, request: EngineRequest) -> dict[str, Any]:

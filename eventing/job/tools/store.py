@@ -97,6 +97,14 @@ class PendingApproval:
     call: ToolCall
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApprovalPage:
+    """A page of them; `next_cursor` is empty on the last one."""
+
+    calls: Sequence[PendingApproval]
+    next_cursor: str = ""
+
+
 class ToolStore(StepStore, Protocol):
     """Runs the tool calls of jobs."""
 
@@ -187,8 +195,10 @@ class ToolStore(StepStore, Protocol):
         run; `turn` is the predictor's, queued where it was the last of its turn.
         """
 
-    async def approvals(self, tenant: str, limit: int = 100) -> Sequence[PendingApproval]:
-        """The calls of a tenant that wait for a person, the oldest first."""
+    async def approvals(self, tenant: str, limit: int = 100, cursor: str = "") -> ApprovalPage:
+        """The calls of a tenant that wait for a person, those whose time ends first before the others. Raises
+        `BadRequest` for an invalid cursor.
+        """
 
     async def overdue_approvals(self, limit: int = 100) -> Sequence[PendingApproval]:
         """The calls, of all tenants, whose time for a decision has passed."""

@@ -51,6 +51,7 @@ class PinnedServer:
     origin: str = ""
     tools: tuple[PinnedTool, ...] = ()
     error: str = ""  #: why it has no tools
+    is_away: bool = False  #: it could not be asked; else it was refused, or has none
     mark: str = ""  #: of the job, random: what stands between two of it was said by a tool
 
 

@@ -4,6 +4,7 @@ Called by the steps process, by the api for decisions and late results, and by t
 `eventing.job.tools.store`. The scripts decide; what is here turns their answers into values (docs/adr/0380).
 """
 
+import re
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -13,7 +14,7 @@ from typing import Any, Final
 import orjson
 from redis.asyncio import Redis
 
-from eventing.errors import ObjectsUnavailable, StoreUnavailable
+from eventing.errors import BadRequest, ObjectsUnavailable, StoreUnavailable
 from eventing.job.job import Job, JobId
 from eventing.job.step import AdvanceStatus, StepRun
 from eventing.job.store import ARRIVED, LeaseSettings, Publication
@@ -27,6 +28,7 @@ from eventing.job.tools.call import (
     call_of_approval,
 )
 from eventing.job.tools.store import (
+    ApprovalPage,
     CallEnd,
     Decision,
     PendingApproval,
@@ -47,6 +49,9 @@ from eventing.store.steps.redis_steps import RedisStepStore
 
 FIRST_OF_EPOCH: Final = 1000
 """`EPOCH` of `_tools.lua`."""
+_CURSOR: Final = re.compile(r"(\d{1,16})\.(job_[0-9a-f]+)\.(\d+\.\d+)")
+_MOST_EQUAL: Final = 1000
+"""Approvals of one tenant whose time ends in the same millisecond."""
 _SHOWN: Final = (
     *("place", "name", "server", "tool", "call_id", "arguments", "state"),
     *("approval_id", "effect"),
@@ -248,10 +253,24 @@ class RedisToolStore(RedisStepStore):
         ((status, text),) = await self._promise([("decide_call", job_keys(job_id), args)])
         return ReturnStatus(status.decode()), call_of(text) if text else None
 
-    async def approvals(self, tenant: str, limit: int = 100) -> Sequence[PendingApproval]:
+    async def approvals(self, tenant: str, limit: int = 100, cursor: str = "") -> ApprovalPage:
+        after = _after(cursor)
         async with failures_named():
-            members = await self._redis.zrange(keys.approvals_of(tenant), 0, limit - 1)
-        return await self._pending(members)
+            rows = await self._redis.zrange(
+                keys.approvals_of(tenant),
+                after[0],
+                "+inf",
+                byscore=True,
+                offset=0,
+                num=limit + 1 + (_MOST_EQUAL if cursor else 0),
+                withscores=True,
+            )
+        members = [(int(score), member.decode()) for member, score in rows]
+        left = [each for each in members if each > after][: limit + 1]
+        more = len(left) > limit
+        calls = await self._pending([member for _, member in left[:limit]])
+        cursor = f"{left[limit - 1][0]}.{left[limit - 1][1].replace(' ', '.')}" if more else ""
+        return ApprovalPage(calls=calls, next_cursor=cursor)
 
     async def overdue_approvals(self, limit: int = 100) -> Sequence[PendingApproval]:
         return await self._pending(await self._index.take_due(keys.APPROVALS_DUE, limit))
@@ -288,6 +307,16 @@ def _shown(job_id: JobId, epoch: int, call: ToolCall) -> dict[str, Any]:
         name = approval_item_id(job_id, call.turn, call.place, FIRST_OF_EPOCH * epoch + 1)
         call = replace(call, approval_id=name)
     return {name: value for name in _SHOWN if (value := getattr(call, name)) != ""}
+
+
+def _after(cursor: str) -> tuple[int, str]:
+    """The expiry and the member of the index that the page before ended with. Raises `BadRequest`."""
+    if not cursor:
+        return 0, ""
+    found = _CURSOR.fullmatch(cursor)
+    if found is None:
+        raise BadRequest("cursor is not one that a list gave", "cursor")
+    return int(found[1]), f"{found[2]} {found[3]}"
 
 
 def _publication_args(publication: Publication) -> list[Argument]:

@@ -175,6 +175,8 @@ def result_of(data: bytes) -> Result:
     if not isinstance(said, Mapping) or not ({"content", "structuredContent"} & said.keys()):
         return Result(content=({"type": "text", "text": orjson.dumps(said).decode()},))
     content = said.get("content")
+    if isinstance(content, str):
+        content = [{"type": "text", "text": content}]
     blocks = (
         [each for each in content if isinstance(each, Mapping)] if isinstance(content, list) else []
     )

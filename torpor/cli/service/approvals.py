@@ -90,8 +90,13 @@ def deny(
 
 def _kind(api: str, data_dir: Path | None, approval_id: str) -> str:
     """What is asked; empty for what does not wait any more."""
-    page = _call(api, data_dir, "GET", f"/v1/approvals?limit={_MOST}")
-    return next((str(one["kind"]) for one in page["data"] if one["id"] == approval_id), "")
+    path = f"/v1/approvals?limit={_MOST}"
+    page = _call(api, data_dir, "GET", path)
+    while not (found := [one["kind"] for one in page["data"] if one["id"] == approval_id]):
+        if not page["next_cursor"]:
+            return ""
+        page = _call(api, data_dir, "GET", f"{path}&cursor={page['next_cursor']}")
+    return str(found[0])
 
 
 def _content(text: str) -> Any:

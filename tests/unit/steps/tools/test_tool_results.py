@@ -75,7 +75,8 @@ def test_a_credential_is_found_however_the_answer_comes_in_parts(
         (b'{"x": 1}', '{"x":1}', False),
         (b"plain", "plain", False),
         (b"[1]", "[1]", False),
-        (b'{"content": "no list", "isError": "yes"}', "", False),
+        (b'{"content": "a text", "isError": "yes"}', "a text", False),
+        (b'{"content": 7}', "", False),
         (b"\xff\xfe", "\ufffd\ufffd", False),
     ],
 )
