@@ -51,7 +51,9 @@ TASK: Final = "task:"
 LATER: Final = "later:"
 """How handles begin: of a task that is polled, and of a result that comes by itself."""
 _POLLS_S: Final = 10.0
-"""How long one delivery polls a task; then the call waits without a process, for a sweep to queue it again."""
+"""How long one delivery polls a task; then the call waits without a process until a sweep queues it again."""
+_SOONEST_MS: Final = 10_000
+_LATEST_MS: Final = 300_000
 _LONGEST_WAIT_MS: Final = 24 * 3600 * 1000
 """How long a result that was promised for later is waited for."""
 _STORE_S: Final = 10.0
@@ -294,8 +296,9 @@ class Caller:
         self, job: Job, call: ToolCall, send: int, handle: str, poll_ms: int
     ) -> CallEnd:
         """Look at a call that answers later, for some seconds; what is not there by then is left for a sweep."""
-        accepted = CallEnd(state=CallState.ACCEPTED, handle=handle)
-        waited_ms = self._deps.clock.wall_ms() - call.sent_ms
+        waited_ms = max(0, self._deps.clock.wall_ms() - call.sent_ms)
+        again_ms = asked_again_ms(waited_ms) if handle.startswith(TASK) else 0
+        accepted = CallEnd(state=CallState.ACCEPTED, handle=handle, again_ms=again_ms)
         if call.sent_ms and waited_ms > _LONGEST_WAIT_MS:
             return CallEnd(state=CallState.IN_DOUBT, reason="no result came in a day")
         if not handle.startswith(TASK):
@@ -342,6 +345,11 @@ class Caller:
                 await self._deps.clients.function().cancel(target, event)
             elif call.handle.startswith(TASK):
                 await self._deps.clients.mcp().cancel(target, call.handle.removeprefix(TASK))
+
+
+def asked_again_ms(waited_ms: int) -> int:
+    """After how long a task is asked for again that has taken so long already: a tenth of that, within bounds."""
+    return min(max(_SOONEST_MS, waited_ms // 10), _LATEST_MS)
 
 
 def token_hash(token: str) -> str:

@@ -17,7 +17,7 @@ from eventing.job.tools.call import CallState, call_field
 from eventing.job.tools.store import Decision, ReturnStatus
 from eventing.job.tools.tool_list import pinned_servers
 from eventing.redis import keys
-from steps.tools.caller import token_hash
+from steps.tools.caller import asked_again_ms, token_hash
 from tests.contract.rig import job_id
 from tests.contract.test_tool_calls import BOUND, adder, config
 from tests.contract.tool_process import (
@@ -147,12 +147,19 @@ class TestLater:
             (call,) = await process.calls()
             assert (call.state, call.handle) == (CallState.ACCEPTED, "task:t-1")
             assert process.in_flight == 0
+            now_s, _ = await redis.time()
+            due_ms = await redis.zscore(keys.UNSTARTED, job_id())
+            assert due_ms - 1000 * now_s <= 11_000  # a sweep queues it long before a lost event's
             is_done = True
             await process.requeue()
             assert await process.deliver("tool-a") == [200]
             (call,) = await process.calls()
         assert (call.state, call.output) == (CallState.RETURNED, "ready")
         assert len(raw.called()) == 1
+
+    def test_a_task_is_asked_for_again_after_a_tenth_of_its_time(self) -> None:
+        asked = [asked_again_ms(waited_ms) for waited_ms in (0, 200_000, 86_400_000)]
+        assert asked == [10_000, 20_000, 300_000]
 
     async def test_a_function_that_accepts_answers_later_with_its_token(
         self, redis: Redis, tmp_path: Path

@@ -54,6 +54,7 @@ class CallEnd:
     output: str = ""
     is_error: bool = False
     handle: str = ""
+    again_ms: int = 0  #: of an accepted one: after how long a sweep queues it, to be asked for
     object_ref: str = ""
     output_bytes: int = 0
     reason: str = ""

@@ -3,8 +3,8 @@
 -- USES _lib _tools
 -- KEYS  1 job hash, 2 token stream
 -- ARGV  1 turn, 2 place, 3 lease number, 4 state, 5 hash of a token, '' for none, 6 recheck_ms, 7 retention_s of a job that ends,
---       8 how it ended (JSON: output, is_error, handle, object_ref, output_bytes, reason, question), 9.. the predictor's event: record, '1' to
---       note that it is unpublished, number of queues, prefixes of their keys
+--       8 how it ended (JSON: output, is_error, handle, again_ms (after which a sweep queues an accepted call), object_ref, output_bytes,
+--       reason, question), 9.. the predictor's event: record, '1' to note that it is unpublished, number of queues, prefixes of their keys
 -- gives 'ok' | 'again' (it is to be sent again) | 'next' | 'ended' | 'late' (noted, not used) | 'done' (the same was stored before)
 --       | 'terminal' (noted) | 'missing'
 local key, stream, job = KEYS[1], KEYS[2], read_job(KEYS[1])
@@ -12,13 +12,15 @@ if not job.state then return 'missing' end
 local turn, place, number, state, told = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], cjson.decode(ARGV[8])
 local call = read_call(key, turn, place)
 if not call then return 'missing' end
-local is_result, is_held = state == 'returned', call.lease_number == number
+local is_result, is_held, again_ms = state == 'returned', call.lease_number == number, told.again_ms or 0
+told.again_ms = nil
 if job.state ~= 'queued' and job.state ~= 'in_progress' then
   local is_same = FINAL[call.state] and is_held and call.state == state and call.output == told.output
   if not is_same then note_late(key, turn, place, number, state, told.output or '') end
   return 'terminal'
 end
 local now, job_id, answer = now_ms(), string.match(key, '{(.*)}'), nil
+if state == 'accepted' and is_held and again_ms > 0 then redis.call('ZADD', UNSTARTED, 'LT', now_ms() + again_ms, string.match(key, '{(.*)}')) end
 local is_known = is_result and ARGV[5] ~= '' and call.token_hash == ARGV[5]
 local calling = job.calling and cjson.decode(job.calling)
 local is_open = calling and calling.turn == turn and (call.state == 'sent' or call.state == 'accepted')

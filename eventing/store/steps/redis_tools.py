@@ -187,6 +187,7 @@ class RedisToolStore(RedisStepStore):
             "output": end.output,
             "is_error": int(end.is_error),
             "handle": end.handle,
+            "again_ms": end.again_ms,
             "object_ref": end.object_ref,
             "output_bytes": end.output_bytes,
             "reason": end.reason,
