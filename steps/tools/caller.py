@@ -8,10 +8,9 @@ call has a deadline of its own.
 import asyncio
 import hashlib
 import secrets
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 import orjson
 import structlog
@@ -22,7 +21,7 @@ from eventing.cloudevent.event import Event
 from eventing.cloudevent.tool_event import PLACE, called_event
 from eventing.errors import BadRequest, TorporError, Unavailable
 from eventing.job.job import Job, JobId
-from eventing.job.tools.call import CallState, ToolCall, idempotency_key
+from eventing.job.tools.call import CallState, ToolCall
 from eventing.job.tools.limits import DEFAULT_LIMITS, ToolLimits
 from eventing.job.tools.server import URLS, ServerKind, ToolServer
 from eventing.job.tools.store import CallEnd, ReturnStatus, SendStatus, Sent
@@ -43,6 +42,7 @@ from steps.tools.client.answer import (
     Target,
 )
 from steps.tools.client.clients import Clients
+from steps.tools.outgoing import asked_of_user, function_event, outgoing_call
 from steps.tools.results import ToolResults
 from steps.tools.targets import Targets
 
@@ -225,7 +225,7 @@ class Caller:
             if not origin:
                 raise Refused("not_listed", "the tool server is not in the job's pinned list")
             target = self._deps.targets.target(job, call.server, origin)
-            outgoing = _outgoing(job, call, server)
+            outgoing = outgoing_call(job, call, server)
             if server is not None and server.kind is ServerKind.FUNCTION:
                 answer = await self._call_function(job, call, target, outgoing, token)
             else:
@@ -253,7 +253,7 @@ class Caller:
     async def _call_function(
         self, job: Job, call: ToolCall, target: Target, outgoing: Outgoing, token: str
     ) -> Answer:
-        event = _function_event(job, call, token)
+        event = function_event(job, call, token)
         client = self._deps.clients.function()
         answer = await client.call(target, event, outgoing, self._deps.limits.result_bytes)
         return (
@@ -279,7 +279,7 @@ class Caller:
                 await self._end(job, call, send, CallEnd(state=CallState.ACCEPTED, handle=handle))
                 return await self._later(job, call, send, handle, poll_ms)
             case Asks(requests=requests, state=state):
-                return _asked(call, requests, state, task="")
+                return asked_of_user(call, requests, state, task="")
 
     async def _returned(self, job: Job, call: ToolCall, target: Target, result: Result) -> CallEnd:
         """The result as it is stored."""
@@ -318,7 +318,7 @@ class Caller:
                 case Result():
                     return await self._returned(job, call, target, answer)
                 case Asks(requests=requests, state=state):
-                    return _asked(call, requests, state, task=name)
+                    return asked_of_user(call, requests, state, task=name)
                 case Later(poll_ms=asked_ms):
                     poll_ms = max(asked_ms, int(_PAUSE_S * 1000))
         return accepted
@@ -355,64 +355,6 @@ def asked_again_ms(waited_ms: int) -> int:
 def token_hash(token: str) -> str:
     """What is stored of a call's token."""
     return hashlib.sha256(token.encode()).hexdigest()
-
-
-def _outgoing(job: Job, call: ToolCall, server: ToolServer | None) -> Outgoing:
-    key = idempotency_key(job.id, call.turn, call.place, epoch_of(job, call))
-    arguments: dict[str, Any] = orjson.loads(call.arguments or "{}")
-    if server is not None and server.key_argument:
-        arguments[server.key_argument] = key
-    question = orjson.loads(call.question or "{}")
-    answers = orjson.loads(call.answer) if call.answer else None
-    return Outgoing(
-        tool=call.tool,
-        arguments=arguments,
-        key=key,
-        timeout_s=call.timeout_ms / 1000,
-        digest=call.tool_digest,
-        answers=_answers(question, answers),
-        state=question.get("state"),
-        traceparent=trace.headers().get("traceparent", job.traceparent),
-    )
-
-
-def _answers(question: Mapping[str, Any], said: Any) -> Mapping[str, Any] | None:
-    """What a person said, by the keys of the tool's requests: given so, or as the content of a single one."""
-    requests = question.get("requests") or {}
-    if said is None or not requests:
-        return None
-    if isinstance(said, Mapping) and said.keys() <= requests.keys() and said:
-        return {
-            key: each if isinstance(each, Mapping) and "action" in each else _accepted(each)
-            for key, each in said.items()
-        }
-    return dict.fromkeys(requests, _accepted(said))
-
-
-def _accepted(content: Any) -> dict[str, Any]:
-    said = content if isinstance(content, Mapping) else {}
-    return {"action": "accept", "content": dict(said)}
-
-
-def _asked(call: ToolCall, requests: Mapping[str, Any], state: str | None, *, task: str) -> CallEnd:
-    """The call waits for what its tool asked the user. What is not a question to a person is not offered."""
-    others = [
-        key
-        for key, each in requests.items()
-        if not isinstance(each, Mapping) or each.get("method") != "elicitation/create"
-    ]
-    if others or not requests:
-        text = "The tool asks for something that is not offered here."
-        return CallEnd(state=CallState.RETURNED, output=text, is_error=True, reason="not_offered")
-    question = {"requests": dict(requests), "state": state, "task": task}
-    text = orjson.dumps({name: each for name, each in question.items() if each}).decode()
-    return CallEnd(state=CallState.AWAITING_INPUT, question=text, reason="input")
-
-
-def _function_event(job: Job, call: ToolCall, token: str) -> Event:
-    """The event as a function gets it: with the token that a later result must carry."""
-    event = called_event(job, epoch_of(job, call), call)
-    return replace(event, extensions={**event.extensions, "calltoken": token})
 
 
 def _where(event: Event) -> tuple[JobId, int, int]:
