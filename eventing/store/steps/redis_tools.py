@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import orjson
 from redis.asyncio import Redis
@@ -42,7 +42,6 @@ from eventing.redis.multiplexed_connection import SharedRedis
 from eventing.redis.replicated import ReplicatedWrites
 from eventing.redis.script import Argument, run_all, send
 from eventing.store import job_record
-from eventing.store.objects.object_store import ObjectStore
 from eventing.store.redis_store import ArchiveReader, job_keys
 from eventing.store.redis_submit import queue_args
 from eventing.store.steps.redis_steps import RedisStepStore
@@ -59,6 +58,13 @@ _SHOWN: Final = (
 """What readers of a stream are shown of a call when its turn is committed."""
 
 
+class ResultObjects(Protocol):
+    """Where large results of tools are (`eventing.store.objects.object_store`, which not every image has)."""
+
+    async def remove(self, name: str) -> None:
+        """Delete a job's folder. Raises `ObjectsUnavailable`."""
+
+
 class RedisToolStore(RedisStepStore):
     """A `ToolStore`. Marks of sent calls wait for `send_acks` replicas; those of `settings` are the least. A deleted
     job's `results` of tools go with it.
@@ -71,7 +77,7 @@ class RedisToolStore(RedisStepStore):
         archive: ArchiveReader | None = None,
         *,
         send_acks: int = 0,
-        results: ObjectStore | None = None,
+        results: ResultObjects | None = None,
     ) -> None:
         super().__init__(redis, settings, archive)
         self._results = results
