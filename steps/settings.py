@@ -7,7 +7,7 @@ have the same environment.
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, FilePath, SecretStr, field_validator
+from pydantic import AfterValidator, DirectoryPath, Field, FilePath, SecretStr, field_validator
 
 from eventing.job.tools.sealed import SealingKeys
 from eventing.process.setting import FilesUrl, LogLevel, OptionalHttpUrl, RedisUrl, Token, redis_url
@@ -64,7 +64,7 @@ class StepsSettings(BrokerClientSettings, EmbeddingSettings):
     """
     guard_token: Token = SecretStr("")
     """Bearer token of guard models' endpoints."""
-    tool_credentials_dir: Path | None = None
+    tool_credentials_dir: DirectoryPath | None = None
     """Folder with the credentials that the tools file names, a file each: a bearer token, or lines `Name: value`."""
     tool_seal_key_file: FilePath | None = None
     """Key by which credentials that a request brings for its tool servers are sealed; the api's file."""

@@ -161,10 +161,9 @@ async def take_late_result(call: Call[ApprovalDeps]) -> Response:
     `place` is the event's `callplace`, such as `1.0`. The token is good for one result.
     """
     body, path = await call.read_object(), call.request.path_params
-    end = _end_of(body)
     job = await own_job(call.deps.calls.store, call.principal, path["id"], with_result=False)
     with naming(job):
-        asked = _call_at(job, path["place"])
+        asked, end = _call_at(job, path["place"]), _end_of(body)
         token = hashlib.sha256(call.request.headers.get("torpor-call-token", "").encode())
         if not asked.token_hash or not hmac.compare_digest(asked.token_hash, token.hexdigest()):
             raise Forbidden("the call token is not that of this call")

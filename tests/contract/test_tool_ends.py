@@ -239,11 +239,11 @@ class TestRedrive:
         await self.dead(rig, call(0), WAITS_AT_1, call(2))
         await rig.give(await rig.send(0), 0, CallEnd(state=CallState.UNKNOWN))
         await self.fail(rig)
-        assert await rig.tools.approvals("acme") == []
+        assert (await rig.tools.approvals("acme")).calls == []
 
         assert await rig.tools.redrive(await rig.job(), None)
 
-        waiting = await rig.tools.approvals("acme")
+        waiting = (await rig.tools.approvals("acme")).calls
         assert {(each.call.place, each.call.state) for each in waiting} == {
             (0, CallState.IN_DOUBT),
             (1, CallState.AWAITING_APPROVAL),
@@ -288,7 +288,7 @@ class TestRedrive:
         assert (await rig.decide(CallState.PENDING, place=1))[0] is ReturnStatus.DONE
         (entry,) = (await rig.entries("turn"))[-1:]
         shown = orjson.loads(entry["calls"])[1]["approval_id"]
-        (waiting,) = await rig.tools.approvals("acme")
+        (waiting,) = (await rig.tools.approvals("acme")).calls
         assert waiting.call.approval_id == shown
 
     async def test_usage_of_both_lives_is_counted_once(self, rig: ToolRig) -> None:

@@ -329,7 +329,7 @@ class OneJob(RuleBasedStateMachine):
     @rule(which=WHICH, state=DECISIONS, is_twice=st.booleans())
     def decide(self, which: int, state: CallState, is_twice: bool) -> None:
         async def decided() -> None:
-            waiting = await self.rig.tools.approvals("acme")
+            waiting = (await self.rig.tools.approvals("acme")).calls
             if which < len(waiting):
                 await self._decide(waiting[which].call, state)
                 if is_twice:
@@ -460,7 +460,7 @@ class OneJob(RuleBasedStateMachine):
                 await self._finish(0, CallState.RETURNED)
             while await self._deliver():
                 pass
-            for waiting in await self.rig.tools.approvals("acme"):
+            for waiting in (await self.rig.tools.approvals("acme")).calls:
                 await self._decide(waiting.call, CallState.DENIED)
             await self._predict(1)
             job = await self.rig.job()

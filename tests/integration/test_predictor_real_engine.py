@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,6 +223,12 @@ async def cut_off(valkey: Redis, jobs: RedisStore, event: Event) -> None:
         await valkey.hset(keys.job(job_id), "failures", 0)
 
 
+def counts(answer: Answered) -> dict[str, Any]:
+    """The usage of an answer, but for what its run found cached: that of a continued one can not be said."""
+    usage: Mapping[str, Any] = answer.data["usage"]  # type: ignore[assignment]
+    return {name: value for name, value in usage.items() if name != "prompt_tokens_details"}
+
+
 async def test_a_greedy_thought_with_many_seams_is_the_uninterrupted_one(
     pair: Pair, jobs: RedisStore, valkey: Redis
 ) -> None:
@@ -245,7 +251,7 @@ async def test_a_greedy_thought_with_many_seams_is_the_uninterrupted_one(
 
     assert len(answer.text) > 100
     assert answer.text == whole.text
-    assert answer.data["usage"] == whole.data["usage"]
+    assert counts(answer) == counts(whole)
     assert read_text(entries) == whole.text
     assert len(read_ids(entries)) == answer.data["usage"]["completion_tokens"]  # type: ignore[index]
     assert not any(entry.is_restart for entry in entries if entry.kind is EntryKind.ATTEMPT)
@@ -343,7 +349,7 @@ async def test_a_thought_survives_kill_9_after_kill_9(pair: Pair, jobs: RedisSto
     assert read_ids(entries) == whole_ids  # and no index twice, none skipped
     assert [entry.is_restart for entry in attempts] == [False] * (KILLS + 1)
     assert all(a.index >= made for a, made in zip(attempts[1:], killed_at, strict=True))
-    assert answer.data["usage"] == whole.data["usage"]
+    assert counts(answer) == counts(whole)
 
 
 async def tokens_after(jobs: RedisStore, event: Event, more: int) -> int:

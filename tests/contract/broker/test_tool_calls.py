@@ -194,7 +194,7 @@ async def test_a_doubt_that_no_one_ended_is_unknown(rig: BrokerRig) -> None:
 
 async def test_an_approved_call_is_delivered(rig: BrokerRig) -> None:
     await rig.begin(call(0, CallState.AWAITING_APPROVAL))
-    (waiting,) = await rig.tools.approvals("acme")
+    (waiting,) = (await rig.tools.approvals("acme")).calls
 
     approved = Decision(state=CallState.PENDING, approver="ann")
     status, _ = await rig.tool_calls.decide(await rig.job(), waiting.call, approved)
