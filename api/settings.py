@@ -5,7 +5,6 @@ Called by `api.__main__` and by tests, which pass fields as arguments.
 
 from collections.abc import Mapping
 from enum import StrEnum
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -15,10 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, FilePath, SecretStr, field_va
 from api.webhook.schedule import SCHEDULE_S
 from eventing.job.capability import Capability
 from eventing.job.plan import EMBED_STEP, MODERATE_STEP, Plan, tiers_of
-from eventing.job.tools.sealed import SealingKeys
 from eventing.process.egress import allow_list
 from eventing.process.setting import FilesUrl, HttpUrl, LogLevel, OptionalHttpUrl, RedisUrl, Token
-from eventing.settings import BrokerClientSettings
+from eventing.settings import SealingSettings
 from eventing.telemetry.cost import Price, TokenPrice
 from eventing.telemetry.usage import LONGEST_KEPT_DAYS
 
@@ -105,7 +103,7 @@ class TenantLimits(BaseModel):
     models: tuple[str, ...] | None = None
 
 
-class ApiSettings(BrokerClientSettings):
+class ApiSettings(SealingSettings):
     """One process of the api. Every field is a variable: `redis_url` is `TORPOR_REDIS_URL`."""
 
     host: str = "127.0.0.1"
@@ -242,24 +240,8 @@ class ApiSettings(BrokerClientSettings):
     """Days of audited jobs that a rate is made of."""
     approvals_by_another_key: bool = False
     """A call of a tool is approved with another API key than that which asked for its job."""
-    tool_seal_key_file: FilePath | None = None
-    """Key by which credentials that a request brings for its tool servers are sealed: 32 bytes as base64, a line a
-    key, the newest first. The steps need the same. Without one such credentials are refused.
-    """
     log_level: LogLevel = "INFO"
     """DEBUG, INFO, WARNING or ERROR."""
-
-    @cached_property
-    def sealing_keys(self) -> SealingKeys | None:
-        """The keys in `tool_seal_key_file`."""
-        return SealingKeys.read(self.tool_seal_key_file) if self.tool_seal_key_file else None
-
-    @field_validator("tool_seal_key_file")
-    @classmethod
-    def _check_seal(cls, path: Path | None) -> Path | None:
-        if path is not None:
-            SealingKeys.read(path)
-        return path
 
     @property
     def cards(self) -> tuple[ModelCard, ...]:

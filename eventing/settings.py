@@ -8,7 +8,7 @@ import ssl
 from functools import cached_property
 from pathlib import Path
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, FilePath, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from eventing.errors import BadRequest
@@ -18,6 +18,7 @@ from eventing.job.pipelines.document import load_pipelines
 from eventing.job.pipelines.fallback import NO_FALLBACKS, Fallbacks, load_fallbacks
 from eventing.job.plan import NO_PIPELINES, Pipelines
 from eventing.job.store import LeaseSettings
+from eventing.job.tools.sealed import SealingKeys
 from eventing.job.tools.server import NO_TOOLS, ToolConfig, load_tools
 from eventing.process.setting import HttpUrl, Token, token_file
 from eventing.store.conversation.policy import STEP as MEMORY
@@ -148,4 +149,25 @@ class BrokerClientSettings(StoreSettings):
                 ssl.create_default_context(cafile=path)
         except OSError as error:  # SSLError is one
             raise ValueError(f"cannot read {path} as PEM: {error.strerror or error}") from error
+        return path
+
+
+class SealingSettings(BrokerClientSettings):
+    """How a process seals, or opens, the credentials that requests bring for their tool servers."""
+
+    tool_seal_key_file: FilePath | None = None
+    """Key by which credentials that a request brings for its tool servers are sealed: 32 bytes as base64, a line a
+    key, the newest first. Api and steps need the same. Without one such credentials are refused.
+    """
+
+    @cached_property
+    def sealing_keys(self) -> SealingKeys | None:
+        """The keys in `tool_seal_key_file`."""
+        return SealingKeys.read(self.tool_seal_key_file) if self.tool_seal_key_file else None
+
+    @field_validator("tool_seal_key_file")
+    @classmethod
+    def _check_seal(cls, path: Path | None) -> Path | None:
+        if path is not None:
+            SealingKeys.read(path)
         return path

@@ -4,15 +4,13 @@ Names that the other processes also use (`host`, `port`) are prefixed here, beca
 have the same environment.
 """
 
-from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, DirectoryPath, Field, FilePath, SecretStr, field_validator
+from pydantic import AfterValidator, DirectoryPath, Field, SecretStr
 
-from eventing.job.tools.sealed import SealingKeys
 from eventing.process.setting import FilesUrl, LogLevel, OptionalHttpUrl, RedisUrl, Token, redis_url
 from eventing.process.store_url import parse_store_url
-from eventing.settings import BrokerClientSettings
+from eventing.settings import SealingSettings
 from steps.embedding.settings import EmbeddingSettings
 
 
@@ -32,7 +30,7 @@ def _index_url(value: SecretStr) -> SecretStr:
 OptionalIndexUrl = Annotated[SecretStr, AfterValidator(_index_url)]
 
 
-class StepsSettings(BrokerClientSettings, EmbeddingSettings):
+class StepsSettings(SealingSettings, EmbeddingSettings):
     """One steps process. Every field is a variable: `steps_port` is `TORPOR_STEPS_PORT`."""
 
     steps_host: str = "127.0.0.1"
@@ -66,8 +64,6 @@ class StepsSettings(BrokerClientSettings, EmbeddingSettings):
     """Bearer token of guard models' endpoints."""
     tool_credentials_dir: DirectoryPath | None = None
     """Folder with the credentials that the tools file names, a file each: a bearer token, or lines `Name: value`."""
-    tool_seal_key_file: FilePath | None = None
-    """Key by which credentials that a request brings for its tool servers are sealed; the api's file."""
     tool_send_acks: int = Field(0, ge=0, le=8)
     """Replicas of the store that must have the mark of a call before it is sent; those of `store_acks` are the least,
     and one behind sentinels.
@@ -80,15 +76,3 @@ class StepsSettings(BrokerClientSettings, EmbeddingSettings):
         """Replicas that must have the mark of a call: where there are some, a failover must not forget it."""
         has_replicas = bool(parse_store_url(self.redis_url.get_secret_value()).sentinels)
         return max(self.tool_send_acks, int(has_replicas))
-
-    @property
-    def sealing_keys(self) -> SealingKeys | None:
-        """The keys in `tool_seal_key_file`."""
-        return SealingKeys.read(self.tool_seal_key_file) if self.tool_seal_key_file else None
-
-    @field_validator("tool_seal_key_file")
-    @classmethod
-    def _check_seal(cls, path: Path | None) -> Path | None:
-        if path is not None:
-            SealingKeys.read(path)
-        return path

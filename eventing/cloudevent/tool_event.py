@@ -1,4 +1,4 @@
-"""CloudEvents of tool calls: asked, accepted, in progress, returned, cancelled; and of approvals.
+"""CloudEvents of tool calls: asked, accepted, returned, cancelled; and of approvals.
 
 Called by the steps (which queue, send and settle calls) and by the api (which takes late results). Types are a public
 contract and carry a version; their JSON Schemas are in `docs/schemas`. Pure.
@@ -20,7 +20,6 @@ event to a tool that is a CloudEvents function.
 """
 RETURNED: Final = "dev.torpor.tool.returned.v1"
 ACCEPTED: Final = "dev.torpor.tool.accepted.v1"
-PROGRESS: Final = "dev.torpor.tool.progress.v1"
 CALL_CANCELLED: Final = "dev.torpor.tool.cancelled.v1"
 APPROVAL_REQUESTED: Final = "dev.torpor.approval.requested.v1"
 APPROVAL_ANSWERED: Final = "dev.torpor.approval.answered.v1"

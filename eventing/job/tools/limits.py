@@ -17,8 +17,6 @@ class StoppedBy(StrEnum):
 
     TURNS = "turns"
     CALLS = "calls"
-    TOKENS = "tokens"
-    COST = "cost"
     TIME = "time"
     REPEAT = "repeat"
 

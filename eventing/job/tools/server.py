@@ -85,7 +85,6 @@ class ToolServer:
 
 ToolServers = Mapping[str, ToolServer]
 """The configured servers by label."""
-NO_TOOL_SERVERS: Final[ToolServers] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

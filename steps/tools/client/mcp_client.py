@@ -18,7 +18,6 @@ from mcp.client._probe import negotiate_auto
 from mcp.client.extension import ResultClaim
 from mcp.client.session import ClientSession
 from mcp.client.streamable_http import streamable_http_client
-from mcp.shared.dispatcher import ProgressFnT
 from mcp.shared.exceptions import MCPError
 from mcp_types import CONNECTION_CLOSED, REQUEST_TIMEOUT, UNSUPPORTED_PROTOCOL_VERSION
 from pydantic import ValidationError
@@ -70,8 +69,6 @@ _MOST_KEPT: Final = 1024
 for _name in ("mcp", "httpx2", "httpcore2"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)  # they log results, and addresses with keys
 
-Progress = ProgressFnT
-
 
 @dataclass(frozen=True, slots=True)
 class Listed:
@@ -114,9 +111,7 @@ class McpClient:
         assert listed is not None  # noqa: S101
         return listed
 
-    async def call(
-        self, target: Target, call: Outgoing, limit_bytes: int, progress: Progress | None = None
-    ) -> Answer:
+    async def call(self, target: Target, call: Outgoing, limit_bytes: int) -> Answer:
         """Send the call. Raises `NotSent`, `Refused` and `InDoubt`."""
 
         async def send(session: _Session, exchange: Exchange) -> Answer:
@@ -126,7 +121,6 @@ class McpClient:
             said = await session.call_tool(
                 call.tool,
                 dict(call.arguments),
-                progress_callback=progress,
                 meta=meta,
                 input_responses=_responses(call.answers),
                 request_state=call.state,
