@@ -33,7 +33,7 @@ from api.vector_store.indexing import IndexingEvents
 from api.webhook.sender import SenderSettings, WebhookSender
 from api.webhook.service import WebhookService
 from api.webhook.store import WebhookStore
-from eventing.broker.intake import Intake
+from eventing.broker.intake import Intake, Route
 from eventing.broker.router import DirectPublisher, make_route
 from eventing.clock import Clock, SystemClock
 from eventing.cloudevent.publisher import Publisher
@@ -105,16 +105,7 @@ def make_parts(
     store = RedisToolStore(redis, settings.lease, archive, results=results_of_tools)
     route = make_route(settings, redis, publisher, max_unpublished=settings.max_unpublished)
     stores = VectorStores(redis)
-    intake = Intake(
-        store,
-        route,
-        clock,
-        settings.plans,
-        settings.cache_rules,
-        index_versions=stores.versions,
-        fallbacks=settings.fallbacks,
-        tools=settings.tools,
-    )
+    intake = _intake(settings, store, route, clock, stores)
     webhook_service = _webhooks(settings, redis)
     notices = BudgetNotices(route, webhook_service.notify, clock, settings.currency)
     budgets = JobBudgets(settings, Budgets(redis, settings.price), notices)
@@ -167,6 +158,22 @@ def make_parts(
             events=IndexingEvents(stores, route, clock),
             clock=clock,
         ),
+    )
+
+
+def _intake(
+    settings: ApiSettings, store: RedisToolStore, route: Route, clock: Clock, stores: VectorStores
+) -> Intake:
+    """What records jobs, with the plans, caches and tools that the operator configured."""
+    return Intake(
+        store,
+        route,
+        clock,
+        settings.plans,
+        settings.cache_rules,
+        index_versions=stores.versions,
+        fallbacks=settings.fallbacks,
+        tools=settings.tools,
     )
 
 

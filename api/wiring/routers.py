@@ -121,16 +121,19 @@ def _job_routers(parts: Parts) -> list[APIRouter]:
                 audits=parts.audits.figures if parts.audits else None,
             ),
         ),
-        approvals.routes.router(
-            access,
-            approvals.ApprovalDeps(
-                calls=ToolCalls(parts.store, parts.route),
-                config=settings.tools,
-                by_another_key=settings.approvals_by_another_key,
-            ),
-        ),
+        _tool_router(parts),
         *_tenant_routers(parts),
     ]
+
+
+def _tool_router(parts: Parts) -> APIRouter:
+    """Routes of tool calls: decisions, late results, servers."""
+    deps = approvals.ApprovalDeps(
+        calls=ToolCalls(parts.store, parts.route),
+        config=parts.settings.tools,
+        by_another_key=parts.settings.approvals_by_another_key,
+    )
+    return approvals.routes.router(parts.access, deps)
 
 
 def _tenant_routers(parts: Parts) -> list[APIRouter]:
