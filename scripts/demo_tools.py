@@ -79,7 +79,10 @@ def tools(folder: Path) -> Iterator[Path]:
 
 def _started(command: list[str]) -> "subprocess.Popen[str]":
     own = [sys.executable, *command]
-    return subprocess.Popen(own, cwd=EXAMPLES, stdout=subprocess.PIPE, text=True)  # noqa: S603
+    # In a session of its own: Ctrl-C in the terminal is for the demo, which ends the tools itself.
+    return subprocess.Popen(  # noqa: S603
+        own, cwd=EXAMPLES, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
 
 
 def _free_port() -> int:
@@ -103,12 +106,20 @@ async def demonstrate(file: Path, folder: Path, engine: EngineKind, answer: str)
     )
     log.configure("stack", level=settings.log_level)
     stack = Stack(settings, lambda text: screen.print(f"[dim]· {text}[/]"))
-    loop = asyncio.get_running_loop()
+    loop, interrupted = asyncio.get_running_loop(), asyncio.Event()
+
+    def interrupt() -> None:
+        if interrupted.is_set():
+            stack.stop()  # the second time: at once
+        interrupted.set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stack.stop)
+        loop.add_signal_handler(number, interrupt)
     running = asyncio.create_task(stack.run())
     story = asyncio.create_task(_story(stack, folder, answer))
-    await asyncio.wait({running, story}, return_when=asyncio.FIRST_COMPLETED)
+    stopping = asyncio.create_task(interrupted.wait())
+    await asyncio.wait({running, story, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
     story.cancel()  # before the stack, whose end would be told as a lost api
     await asyncio.gather(story, return_exceptions=True)
     stack.stop()
