@@ -108,15 +108,17 @@ def main() -> None:
 
 
 def executed(way: str, kind: str, model: str, env: dict[str, str]) -> Start:
-    """A fresh interpreter that runs `child_main`."""
-    began = time.time()
-    done = subprocess.run(
-        [sys.executable, __file__, "--child", kind, model],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **env},
-        capture_output=True,
-        text=True,
-        timeout=COMPILE_TIMEOUT_S if kind == "compiled" else TIMEOUT_S,
-    )
+    """A fresh interpreter that runs `child_main`. Its cache is empty, as a new pod's is, unless `env` names one."""
+    with tempfile.TemporaryDirectory() as cache:
+        fresh = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "VLLM_CACHE_ROOT": cache}
+        began = time.time()
+        done = subprocess.run(
+            [sys.executable, __file__, "--child", kind, model],
+            env={**os.environ, **fresh, **env},
+            capture_output=True,
+            text=True,
+            timeout=COMPILE_TIMEOUT_S if kind == "compiled" else TIMEOUT_S,
+        )
     if done.returncode != 0:
         raise SystemExit(f"{way}: ended with {done.returncode}\n{done.stderr[-3000:]}")
     return read_start(way, began, done.stdout)

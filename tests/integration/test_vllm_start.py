@@ -15,6 +15,7 @@ import pytest
 from eventing.job.store import EntryKind
 from predictor.engine.engine import ColdStartPhase, EngineRequest
 from predictor.engine.vllm.engine import STOP_TIMEOUT_S, VllmEngine, VllmSettings
+from predictor.engine.vllm.start import build_config, parse_arguments, prepare_environment
 from predictor.errors import BadRequest, EngineDeadError, EngineStartError
 from predictor.generation.generation import Interrupted
 from predictor.model_files.weights import DEFAULT_MODEL, ensure_model
@@ -58,6 +59,30 @@ async def test_a_model_that_embeds_does_so_and_says_that_it_does_nothing_else(mo
     assert [len(vector) for vector in vectors] == [576] * 3
     assert closeness(vectors[0], vectors[1]) > closeness(vectors[0], vectors[2])
     assert refused.value.field == "url"
+
+
+def test_a_configuration_made_in_an_empty_cache_starts_no_second_interpreter(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM's own inspection of the model's class imports all of vLLM again, and then fills the cache."""
+    settings = VllmSettings(model, "base", vllm_args=("--max-model-len", "512"))
+    prepare_environment(settings)
+    args = parse_arguments(settings)
+    from vllm.model_executor.models import registry
+
+    (name,) = json.loads(Path(model, "config.json").read_text())["architectures"]
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
+    monkeypatch.setitem(
+        registry.ModelRegistry.models,
+        name,
+        registry._LazyRegisteredModel("vllm.model_executor.models.llama", name),
+    )
+    registry._try_inspect_model_cls.cache_clear()
+
+    config = build_config(args)
+
+    assert config.model_config.architecture == name
+    assert list(tmp_path.iterdir()) == []
 
 
 def closeness(one: Sequence[float], other: Sequence[float]) -> float:

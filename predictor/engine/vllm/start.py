@@ -5,6 +5,7 @@ module that sets vLLM's environment variables. Import is fast; the functions imp
 """
 
 import io
+import json
 import logging
 import os
 import tempfile
@@ -126,6 +127,8 @@ def build_config(args: Any) -> Any:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.usage.usage_lib import UsageContext
 
+    if is_cpu_build():
+        _register_model_class(Path(args.model))
     try:
         config = AsyncEngineArgs.from_cli_args(args).create_engine_config(
             UsageContext.OPENAI_API_SERVER
@@ -134,6 +137,21 @@ def build_config(args: Any) -> Any:
         raise start_failure(error) from error
     config.parallel_config.worker_cls = timed(config.parallel_config.worker_cls)
     return config
+
+
+def _register_model_class(model: Path) -> None:
+    """Import the class of a model in a folder, and give it to vLLM's registry.
+
+    To learn what a class can do vLLM starts a second interpreter, which imports all of vLLM again, so that CUDA stays
+    untouched in this one. It keeps the answer under `VLLM_CACHE_ROOT`, which is empty in a new pod. The engine's
+    process is forked from this one and needs the class as well.
+    """
+    from vllm.model_executor.models.registry import ModelRegistry
+
+    # What does not load here does not load there either, and vLLM says why.
+    with suppress(Exception):
+        for name in json.loads((model / "config.json").read_text())["architectures"]:
+            ModelRegistry.register_model(name, ModelRegistry.models[name].load_model_cls())
 
 
 def build_llm(args: Any, config: Any) -> Any:
