@@ -3,21 +3,15 @@
 Called by `api.__main__` and by tests, which pass fields as arguments.
 """
 
-from collections.abc import Mapping
 from enum import StrEnum
-from pathlib import Path
-from typing import Annotated, Final
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, FilePath, SecretStr, field_validator
 
 from api.webhook.schedule import SCHEDULE_S
-from eventing.job.capability import Capability
-from eventing.job.plan import EMBED_STEP, MODERATE_STEP, Plan, tiers_of
 from eventing.process.egress import allow_list
 from eventing.process.setting import FilesUrl, HttpUrl, LogLevel, OptionalHttpUrl, RedisUrl, Token
-from eventing.settings import SealingSettings
-from eventing.telemetry.cost import Price, TokenPrice
+from eventing.settings import PriceSettings, SealingSettings
 from eventing.telemetry.usage import LONGEST_KEPT_DAYS
 
 
@@ -27,66 +21,6 @@ class AnonymousAccess(StrEnum):
     OFF = "off"  #: never
     LOOPBACK = "loopback"  #: on a loopback address only
     ANYWHERE = "anywhere"  #: on every address
-
-
-class ModelCard(BaseModel):
-    """A model that is served, as far as the api needs to know it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:/@-]+$")]
-    """The `model` of a request."""
-    context_tokens: Annotated[int, Field(ge=1)] = 2048
-    """Longest prompt plus answer; a prompt that alone is longer is refused when it is submitted."""
-    tokenizer_file: Path | None = None
-    """`tokenizer.json` for an exact count; without it only prompts given as token ids are counted."""
-    input_price_per_1m: Annotated[float, Field(ge=0)] = 0.0
-    """What its provider takes for a million tokens of prompts, in your currency; 0 for a model of your own."""
-    cached_input_price_per_1m: Annotated[float, Field(ge=0)] | None = None
-    """The same of tokens that the provider had in its cache; `input_price_per_1m` where none is set."""
-    output_price_per_1m: Annotated[float, Field(ge=0)] = 0.0
-    """What its provider takes for a million tokens of answers."""
-    capabilities: frozenset[Capability] | None = None
-    """What it can: `generate`, `embed`, `moderate`, `image`, `audio`, `video`, `tools`. A call that asks for something
-    else is refused when it is submitted; where none are listed, the engine judges.
-    """
-
-
-EMBEDDER_CONTEXT: Final = 256
-"""Tokens that the packaged embedding model reads of a text."""
-
-
-MODERATOR_CONTEXT: Final = 1_000_000
-"""Tokens of the texts of one moderation: rules read texts of any length, and a guard model gets them in pieces."""
-
-
-def _planned_card(name: str, plan: Plan, listed: Mapping[str, ModelCard]) -> ModelCard | None:
-    """The card of a public name: of the step that answers it, or of the models that it chooses among, which
-    can together what each of them can.
-    """
-    if plan.step(EMBED_STEP):
-        return ModelCard(
-            name=name, context_tokens=EMBEDDER_CONTEXT, capabilities=frozenset({Capability.EMBED})
-        )
-    if plan.step(MODERATE_STEP):
-        return ModelCard(
-            name=name,
-            context_tokens=MODERATOR_CONTEXT,
-            capabilities=frozenset({Capability.MODERATE}),
-        )
-    tiers = [listed[each] for each in tiers_of(plan) if each in listed]
-    if not tiers:
-        return None
-    known = [card.capabilities for card in tiers if card.capabilities is not None]
-    return max(tiers, key=lambda card: card.context_tokens).model_copy(
-        update={
-            "name": name,
-            "capabilities": frozenset().union(*known) if len(known) == len(tiers) else None,
-            "input_price_per_1m": max(card.input_price_per_1m for card in tiers),
-            "output_price_per_1m": max(card.output_price_per_1m for card in tiers),
-            "cached_input_price_per_1m": None,
-        }
-    )
 
 
 class TenantLimits(BaseModel):
@@ -103,7 +37,7 @@ class TenantLimits(BaseModel):
     models: tuple[str, ...] | None = None
 
 
-class ApiSettings(SealingSettings):
+class ApiSettings(SealingSettings, PriceSettings):
     """One process of the api. Every field is a variable: `redis_url` is `TORPOR_REDIS_URL`."""
 
     host: str = "127.0.0.1"
@@ -114,8 +48,6 @@ class ApiSettings(SealingSettings):
     """Redis or Valkey that holds jobs and token streams; may carry a password."""
     max_unpublished: int = Field(10_000, ge=1)
     """Number of unpublished events for an external broker above which submits are answered 503."""
-    models: tuple[ModelCard, ...] = ()
-    """JSON list of model cards; a model that is not listed is unknown."""
     body_limit_bytes: int = Field(1024 * 1024, ge=1024, le=256 * 1024 * 1024)
     """Largest body of a call, as sent and as decoded. A file upload has its own limit."""
     body_timeout_s: float = Field(5.0, gt=0, le=300)
@@ -218,16 +150,12 @@ class ApiSettings(SealingSettings):
     """Longest that a predictor takes to start. A model of which no attempt began for twice as long while jobs waited
     trips to its fallback, if it has one (docs/pipelines.md).
     """
-    gpu_price_per_hour: float = Field(0.0, ge=0, le=1000)
-    """Price of a GPU-hour in your currency; 0 shows GPU-seconds without money."""
     cpu_price_per_hour: float = Field(0.0, ge=0, le=1000)
     """Price of an hour of a CPU core of api and store; 0 shows CPU-seconds without money."""
     currency: str = Field("usd", pattern=r"^[a-z]{3}$")
     """The currency of all prices and budgets, as ISO 4217 has it, in small letters."""
     usage_days: int = Field(100, ge=1, le=LONGEST_KEPT_DAYS)
     """For how many days what tenants used is kept, by day, API key and model."""
-    gpus_per_replica: int = Field(1, ge=1, le=64)
-    """GPUs of one predictor."""
     audit_golden_file: FilePath | None = None
     """JSON lines `{passages, question, answer, supported}` by which critics of answers are measured; at least 200. A
     packaged set of general knowledge without one.
@@ -242,35 +170,6 @@ class ApiSettings(SealingSettings):
     """A call of a tool is approved with another API key than that which asked for its job."""
     log_level: LogLevel = "INFO"
     """DEBUG, INFO, WARNING or ERROR."""
-
-    @property
-    def cards(self) -> tuple[ModelCard, ...]:
-        """The models that are served: those listed, and public names whose plan needs no predictor of that name."""
-        listed = {card.name: card for card in self.models}
-        others = [
-            card
-            for name, plan in self.plans.items()
-            if name not in listed and (card := _planned_card(name, plan, listed))
-        ]
-        return (*self.models, *others)
-
-    @property
-    def price(self) -> Price:
-        """The price of a predictor."""
-        return Price(per_gpu_hour=self.gpu_price_per_hour, gpus=self.gpus_per_replica)
-
-    @property
-    def token_prices(self) -> dict[str, TokenPrice]:
-        """The prices of the models that have one, by name; of a public name over several, the highest of theirs."""
-        return {
-            card.name: TokenPrice(
-                input_per_1m=card.input_price_per_1m,
-                output_per_1m=card.output_price_per_1m,
-                cached_input_per_1m=card.cached_input_price_per_1m,
-            )
-            for card in self.cards
-            if card.input_price_per_1m or card.output_price_per_1m
-        }
 
     @field_validator("webhook_allow")
     @classmethod

@@ -5,24 +5,28 @@ over leases or keeps records, so a value set for only one of them would apply to
 """
 
 import ssl
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated, Final
 
-from pydantic import Field, FilePath, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, FilePath, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from eventing.errors import BadRequest
 from eventing.job.cache import CacheRules, load_cache_rules
+from eventing.job.capability import Capability
 from eventing.job.pipelines.audit import AuditRules, load_audit_rules
 from eventing.job.pipelines.document import load_pipelines
 from eventing.job.pipelines.fallback import NO_FALLBACKS, Fallbacks, load_fallbacks
-from eventing.job.plan import NO_PIPELINES, Pipelines
+from eventing.job.plan import EMBED_STEP, MODERATE_STEP, NO_PIPELINES, Pipelines, Plan, tiers_of
 from eventing.job.store import LeaseSettings
 from eventing.job.tools.sealed import SealingKeys
 from eventing.job.tools.server import NO_TOOLS, ToolConfig, load_tools
 from eventing.process.setting import HttpUrl, Token, token_file
 from eventing.store.conversation.policy import STEP as MEMORY
 from eventing.store.conversation.policy import memory_policy
+from eventing.telemetry.cost import Price, Prices, TokenPrice
 
 
 class StoreSettings(BaseSettings):
@@ -171,3 +175,108 @@ class SealingSettings(BrokerClientSettings):
         if path is not None:
             SealingKeys.read(path)
         return path
+
+
+class ModelCard(BaseModel):
+    """A model that is served, as far as the api needs to know it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:/@-]+$")]
+    """The `model` of a request."""
+    context_tokens: Annotated[int, Field(ge=1)] = 2048
+    """Longest prompt plus answer; a prompt that alone is longer is refused when it is submitted."""
+    tokenizer_file: Path | None = None
+    """`tokenizer.json` for an exact count; without it only prompts given as token ids are counted."""
+    input_price_per_1m: Annotated[float, Field(ge=0)] = 0.0
+    """What its provider takes for a million tokens of prompts, in your currency; 0 for a model of your own."""
+    cached_input_price_per_1m: Annotated[float, Field(ge=0)] | None = None
+    """The same of tokens that the provider had in its cache; `input_price_per_1m` where none is set."""
+    output_price_per_1m: Annotated[float, Field(ge=0)] = 0.0
+    """What its provider takes for a million tokens of answers."""
+    capabilities: frozenset[Capability] | None = None
+    """What it can: `generate`, `embed`, `moderate`, `image`, `audio`, `video`, `tools`. A call that asks for something
+    else is refused when it is submitted; where none are listed, the engine judges.
+    """
+
+
+EMBEDDER_CONTEXT: Final = 256
+"""Tokens that the packaged embedding model reads of a text."""
+
+
+MODERATOR_CONTEXT: Final = 1_000_000
+"""Tokens of the texts of one moderation: rules read texts of any length, and a guard model gets them in pieces."""
+
+
+def _planned_card(name: str, plan: Plan, listed: Mapping[str, ModelCard]) -> ModelCard | None:
+    """The card of a public name: of the step that answers it, or of the models that it chooses among, which
+    can together what each of them can.
+    """
+    if plan.step(EMBED_STEP):
+        return ModelCard(
+            name=name, context_tokens=EMBEDDER_CONTEXT, capabilities=frozenset({Capability.EMBED})
+        )
+    if plan.step(MODERATE_STEP):
+        return ModelCard(
+            name=name,
+            context_tokens=MODERATOR_CONTEXT,
+            capabilities=frozenset({Capability.MODERATE}),
+        )
+    tiers = [listed[each] for each in tiers_of(plan) if each in listed]
+    if not tiers:
+        return None
+    known = [card.capabilities for card in tiers if card.capabilities is not None]
+    return max(tiers, key=lambda card: card.context_tokens).model_copy(
+        update={
+            "name": name,
+            "capabilities": frozenset().union(*known) if len(known) == len(tiers) else None,
+            "input_price_per_1m": max(card.input_price_per_1m for card in tiers),
+            "output_price_per_1m": max(card.output_price_per_1m for card in tiers),
+            "cached_input_price_per_1m": None,
+        }
+    )
+
+
+class PriceSettings(StoreSettings):
+    """The models that are served, and the prices of their answers."""
+
+    models: tuple[ModelCard, ...] = ()
+    """JSON list of model cards; a model that is not listed is unknown."""
+    gpu_price_per_hour: float = Field(0.0, ge=0, le=1000)
+    """Price of a GPU-hour in your currency; 0 shows GPU-seconds without money."""
+    gpus_per_replica: int = Field(1, ge=1, le=64)
+    """GPUs of one predictor."""
+
+    @property
+    def cards(self) -> tuple[ModelCard, ...]:
+        """The models that are served: those listed, and public names whose plan needs no predictor of that name."""
+        listed = {card.name: card for card in self.models}
+        others = [
+            card
+            for name, plan in self.plans.items()
+            if name not in listed and (card := _planned_card(name, plan, listed))
+        ]
+        return (*self.models, *others)
+
+    @property
+    def price(self) -> Price:
+        """The price of a predictor."""
+        return Price(per_gpu_hour=self.gpu_price_per_hour, gpus=self.gpus_per_replica)
+
+    @property
+    def token_prices(self) -> dict[str, TokenPrice]:
+        """The prices of the models that have one, by name; of a public name over several, the highest of theirs."""
+        return {
+            card.name: TokenPrice(
+                input_per_1m=card.input_price_per_1m,
+                output_per_1m=card.output_price_per_1m,
+                cached_input_per_1m=card.cached_input_price_per_1m,
+            )
+            for card in self.cards
+            if card.input_price_per_1m or card.output_price_per_1m
+        }
+
+    @property
+    def prices(self) -> Prices:
+        """All of them."""
+        return Prices(self.price, self.token_prices)

@@ -34,7 +34,7 @@ from steps.retrieval.settings import check_retrieve
 from steps.route.tiers import parse_rule
 from steps.semantic_cache.settings import NAME as SEMANTIC_CACHE
 from steps.semantic_cache.settings import parse_settings
-from steps.tools.settings import parse_tool_settings
+from steps.tools.settings import parse_list_settings, parse_tool_settings
 from steps.validation.moderate import parse_moderation
 from steps.validation.moderate_input import NAME as MODERATE_INPUT
 from steps.validation.moderate_input import parse_input_rule
@@ -65,7 +65,7 @@ CHECKS: Final[Mapping[str, Callable[[Mapping[str, Any]], object]]] = {
     SEMANTIC_CACHE: parse_settings,
     VALIDATE_OUTPUT: parse_validation,
     GROUND: parse_grounding,
-    LIST_TOOLS_STEP: parse_tool_settings,
+    LIST_TOOLS_STEP: parse_list_settings,
     TOOLS_STEP: parse_tool_settings,
 }
 """What judges the settings of each step that a plan may have."""

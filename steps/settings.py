@@ -10,7 +10,7 @@ from pydantic import AfterValidator, DirectoryPath, Field, SecretStr
 
 from eventing.process.setting import FilesUrl, LogLevel, OptionalHttpUrl, RedisUrl, Token, redis_url
 from eventing.process.store_url import parse_store_url
-from eventing.settings import SealingSettings
+from eventing.settings import PriceSettings, SealingSettings
 from steps.embedding.settings import EmbeddingSettings
 
 
@@ -30,7 +30,7 @@ def _index_url(value: SecretStr) -> SecretStr:
 OptionalIndexUrl = Annotated[SecretStr, AfterValidator(_index_url)]
 
 
-class StepsSettings(SealingSettings, EmbeddingSettings):
+class StepsSettings(SealingSettings, PriceSettings, EmbeddingSettings):
     """One steps process. Every field is a variable: `steps_port` is `TORPOR_STEPS_PORT`."""
 
     steps_host: str = "127.0.0.1"

@@ -12,10 +12,10 @@ from tokenizers import Tokenizer
 
 from api.http.errors import ModelNotFound
 from api.job.chat_template import ChatTemplate
-from api.settings import ModelCard
 from eventing.errors import ContextExceeded, InvalidJob
 from eventing.job.capability import Capability, asked_of
 from eventing.job.job import JobRequest
+from eventing.settings import ModelCard
 
 _PIECE_CHARS: Final = 32 * 1024
 """A long text is counted in pieces, so that one far over the limit is refused after the first."""

@@ -4,26 +4,11 @@ Called by `api.limit.gate` and `api.limit.usage`. Must not know the store.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from api.limit.limit import prompt_tokens
-from api.settings import ApiSettings
 from eventing.job.job import Job
-from eventing.telemetry.cost import Price, TokenPrice, cost_by_kind, spent_tokens
-
-
-@dataclass(frozen=True, slots=True)
-class Prices:
-    """Of a predictor, and of the tokens of models that have a price."""
-
-    gpu: Price
-    tokens: Mapping[str, TokenPrice]
-
-
-def prices_of(settings: ApiSettings) -> Prices:
-    """The configured prices."""
-    return Prices(settings.price, settings.token_prices)
+from eventing.telemetry.cost import Prices
 
 
 def cost_of(job: Job, prices: Prices) -> float:
@@ -41,7 +26,7 @@ def costs_of(job: Job, prices: Prices) -> dict[str, float]:
             "prompt_tokens": prompt_tokens(job.request),
             "completion_tokens": job.token_count,
         }
-    return cost_by_kind(spent_tokens(usage, model), job.gpu_ms / 1000, prices.gpu, prices.tokens)
+    return prices.of(usage, model, job.gpu_ms / 1000)
 
 
 def _is_counted(usage: Mapping[str, Any] | None) -> bool:

@@ -15,7 +15,7 @@ from api.auth.principal import Principal
 from api.http.described import described
 from api.limit.budget import Account, Budgets, BudgetUse
 from api.limit.budget_notice import BudgetNotices
-from api.limit.cost import cost_of, prices_of
+from api.limit.cost import cost_of
 from api.limit.limit import limits_of, prompt_tokens, tokens_asked
 from api.settings import ApiSettings
 from eventing.errors import BadRequest
@@ -65,7 +65,7 @@ class JobBudgets:
         self._settings = settings
         self._budgets = budgets
         self._notices = notices
-        self._prices = prices_of(settings)
+        self._prices = settings.prices
         self._context_tokens = {card.name: card.context_tokens for card in settings.cards}
 
     def accounts(

@@ -6,11 +6,18 @@
 from collections.abc import Collection
 from typing import Final
 
-from api.limit.cost import Prices, costs_of
+from api.limit.cost import costs_of
 from eventing.job.job import KEY, RUNNABLE_URLS, Job, JobState
 from eventing.live.ended import EndCount
 from eventing.redis import keys
-from eventing.telemetry.cost import MICRO, TokenPrice, cached_tokens, spent_tokens, tokens_in
+from eventing.telemetry.cost import (
+    MICRO,
+    Prices,
+    TokenPrice,
+    cached_tokens,
+    spent_tokens,
+    tokens_in,
+)
 from eventing.telemetry.usage import DAY_S
 
 OTHER: Final = "other"

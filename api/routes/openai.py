@@ -37,7 +37,6 @@ from api.routes.held import (
 )
 from api.routes.jobs import accepted, json_response, naming
 from api.routes.route import Call, Routes
-from api.settings import ModelCard
 from api.view.cache import job_headers
 from api.view.chunk import Chunker, wants_usage_throughout
 from api.view.job import AcceptedJobView
@@ -61,6 +60,7 @@ from eventing.job.plan import ROUTE_STEP, STEPS_AFTER
 from eventing.job.store import StreamEntry
 from eventing.job.tools.asked import MCP
 from eventing.job.tools.request import OnApproval
+from eventing.settings import ModelCard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from functools import partial
 
 from api.batch import runner as batch_runner
 from api.job.summaries import Summaries
-from api.limit.cost import costs_of, prices_of
+from api.limit.cost import costs_of
 from api.limit.usage import UsageTally
 from api.settings import ApiSettings
 from api.webhook.approval_notices import ApprovalNotices
@@ -87,7 +87,7 @@ def _listeners(parts: Parts) -> tuple[EndListener, ...]:
         JobMetrics(
             [card.name for card in parts.settings.cards],
             parts.ledger,
-            partial(costs_of, prices=prices_of(parts.settings)),
+            partial(costs_of, prices=parts.settings.prices),
             parts.settings.price,
         ),
         parts.gate,
@@ -102,4 +102,4 @@ def _listeners(parts: Parts) -> tuple[EndListener, ...]:
 def _tally(settings: ApiSettings) -> UsageTally:
     """What counts every ended job to its tenant's usage."""
     models = [card.name for card in settings.cards]
-    return UsageTally(models, prices_of(settings), settings.usage_days)
+    return UsageTally(models, settings.prices, settings.usage_days)

@@ -6,7 +6,7 @@ and repeated work included.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Final
@@ -103,6 +103,18 @@ class TokenPrice:
 
 
 FREE: Final = TokenPrice()
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """Of a predictor, and of the tokens of models that have a price."""
+
+    gpu: Price = UNPRICED
+    tokens: Mapping[str, TokenPrice] = field(default_factory=dict)
+
+    def of(self, usage: Mapping[str, Any] | None, model: str, gpu_s: float) -> dict[str, float]:
+        """What the tokens of a usage cost by kind; its answer is of `model`."""
+        return cost_by_kind(spent_tokens(usage, model), gpu_s, self.gpu, self.tokens)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

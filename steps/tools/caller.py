@@ -22,7 +22,6 @@ from eventing.cloudevent.tool_event import PLACE, called_event
 from eventing.errors import BadRequest, TorporError, Unavailable
 from eventing.job.job import Job, JobId
 from eventing.job.tools.call import CallState, ToolCall
-from eventing.job.tools.limits import DEFAULT_LIMITS, ToolLimits
 from eventing.job.tools.server import URLS, ServerKind, ToolServer
 from eventing.job.tools.store import CallEnd, ReturnStatus, SendStatus, Sent
 from eventing.job.tools.tool_list import pinned_servers
@@ -82,7 +81,6 @@ class CallerDeps:
     results: ToolResults
     clock: Clock
     lease_ms: int
-    limits: ToolLimits = DEFAULT_LIMITS
 
 
 class Caller:
@@ -229,7 +227,7 @@ class Caller:
             if server is not None and server.kind is ServerKind.FUNCTION:
                 answer = await self._call_function(job, call, target, outgoing, token)
             else:
-                answer = await self._call_mcp(call, target, outgoing)
+                answer = await self._call_mcp(job, call, target, outgoing)
         except NotSent as error:
             return self._not_sent(call, str(error))
         except Refused as error:
@@ -241,13 +239,15 @@ class Caller:
             return CallEnd(state=CallState.PENDING, reason=error.message)
         return await self._ended(job, call, target, send, answer)
 
-    async def _call_mcp(self, call: ToolCall, target: Target, outgoing: Outgoing) -> Answer:
+    async def _call_mcp(
+        self, job: Job, call: ToolCall, target: Target, outgoing: Outgoing
+    ) -> Answer:
         client = self._deps.clients.mcp()
         question = orjson.loads(call.question or "{}")
         if handle := question.get("task"):
             await client.update(target, handle, outgoing.answers or {})
             return Later(handle=TASK + handle, poll_ms=1)
-        answer = await client.call(target, outgoing, self._deps.limits.result_bytes)
+        answer = await client.call(target, outgoing, self._deps.targets.limits(job).result_bytes)
         return replace(answer, handle=TASK + answer.handle) if isinstance(answer, Later) else answer
 
     async def _call_function(
@@ -255,7 +255,9 @@ class Caller:
     ) -> Answer:
         event = function_event(job, call, token)
         client = self._deps.clients.function()
-        answer = await client.call(target, event, outgoing, self._deps.limits.result_bytes)
+        answer = await client.call(
+            target, event, outgoing, self._deps.targets.limits(job).result_bytes
+        )
         return (
             replace(answer, handle=LATER + answer.handle) if isinstance(answer, Later) else answer
         )
@@ -283,7 +285,8 @@ class Caller:
 
     async def _returned(self, job: Job, call: ToolCall, target: Target, result: Result) -> CallEnd:
         """The result as it is stored."""
-        shown = await self._deps.results.shown(job, call, result, self._deps.limits, target)
+        limits = self._deps.targets.limits(job)
+        shown = await self._deps.results.shown(job, call, result, limits, target)
         return CallEnd(
             state=CallState.RETURNED,
             output=shown.output,
@@ -310,7 +313,7 @@ class Caller:
             await asyncio.sleep(poll_ms / 1000)
             try:
                 target = self._deps.targets.target(job, call.server)
-                limit_bytes = self._deps.limits.result_bytes
+                limit_bytes = self._deps.targets.limits(job).result_bytes
                 answer = await client.poll(target, name, limit_bytes, call.timeout_ms / 1000)
             except (NotSent, Refused):
                 return accepted

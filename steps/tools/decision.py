@@ -19,7 +19,14 @@ from eventing.job.tools.call import (
     approval_item_id,
     arguments_digest,
 )
-from eventing.job.tools.limits import StoppedBy, calls_so_far
+from eventing.job.tools.limits import (
+    StoppedBy,
+    answer_tokens,
+    calls_so_far,
+    output_tokens,
+    tool_time_ms,
+)
+from eventing.job.tools.prompt import OUTPUT_BUDGETS
 from eventing.job.tools.request import OnApproval
 from eventing.job.tools.server import ToolServer
 from eventing.job.tools.tool_list import PinnedServer, PinnedTool, pinned_servers
@@ -31,6 +38,8 @@ _NO_MORE: Final = "No tool can be called any more. Answer with what you have."
 _TOLD: Final[Mapping[StoppedBy, str]] = {
     StoppedBy.CALLS: f"The call was not run: the limit of tool calls is reached. {_NO_MORE}",
     StoppedBy.TURNS: f"The call was not run: the limit of turns is reached. {_NO_MORE}",
+    StoppedBy.TOKENS: f"The call was not run: the limit of tokens is reached. {_NO_MORE}",
+    StoppedBy.COST: f"The call was not run: the limit of cost is reached. {_NO_MORE}",
     StoppedBy.TIME: f"The call was not run: the time for tools is used up. {_NO_MORE}",
     StoppedBy.REPEAT: f"The call was not run: the same call was made before. {_NO_MORE}",
 }
@@ -61,9 +70,13 @@ class _Said:
 
 
 def decide(
-    job: Job, settings: ToolSettings, configured: Mapping[str, ToolServer], now_ms: int
+    job: Job,
+    settings: ToolSettings,
+    configured: Mapping[str, ToolServer],
+    now_ms: int,
+    cost: float = 0.0,
 ) -> Decided:
-    """What becomes of the job's candidate. Raises `ApprovalImpossible`."""
+    """What becomes of the job's candidate, when the job has cost so much. Raises `ApprovalImpossible`."""
     choice = ((job.candidate or {}).get("choices") or [{}])[0]
     message = choice.get("message") or {}
     said = _calls_of(message)
@@ -74,7 +87,7 @@ def decide(
     client = _client_functions(job.request.body)
     if all(each.name in client for each in said):
         return Decided()
-    decision = _Decision(job, settings, configured, client, now_ms)
+    decision = _Decision(job, settings, configured, client, now_ms, cost)
     return Decided(turn=decision.turn(message, said))
 
 
@@ -88,12 +101,15 @@ class _Decision:
         configured: Mapping[str, ToolServer],
         client: frozenset[str],
         now_ms: int,
+        cost: float,
     ) -> None:
         self._job = job
         self._settings = settings
         self._configured = configured
         self._client = client
         self._now_ms = now_ms
+        self._cost = cost
+        self._usage = (job.candidate or {}).get("usage") or job.usage or {}
         body = job.request.body
         self._limits = settings.limits.capped(
             {
@@ -124,14 +140,13 @@ class _Decision:
             calls.append(self._call(place, replace(each, call_id=own_ids[place]), calls))
         if self._number >= self._limits.max_turns - 1 and not self._stopped:
             self._stopped = StoppedBy.TURNS  # the next one is the last: it can only be the answer
-        usage = (self._job.candidate or {}).get("usage") or self._job.usage or {}
         return Turn(
             number=self._number,
             attempt=self._job.attempt,
             begin=self._job.turn_begin,
             end=self._job.token_count,
             message=_message(message, calls),
-            usage=usage,
+            usage=self._usage,
             committed_ms=self._now_ms,
             epoch=self._job.epoch,
             ends=int(ends := self._ends(calls)),
@@ -196,15 +211,20 @@ class _Decision:
 
     def _stopped_before(self) -> StoppedBy | None:
         """The limit that this turn's calls are past already."""
-        if self._number >= self._limits.max_turns:
+        limits, turns = self._limits, self._job.turns
+        tokens = output_tokens(turns) + answer_tokens(self._usage)
+        if self._number >= limits.max_turns:
             return StoppedBy.TURNS
-        spent_ms = sum(
-            max(0, call.ended_ms - call.sent_ms)
-            for turn in self._job.turns
-            for call in turn.calls
-            if call.sent_ms
-        )
-        return StoppedBy.TIME if 0 < self._limits.tool_ms <= spent_ms else None
+        if any(0 < limit <= tokens for limit in (limits.max_output_tokens, self._budget())):
+            return StoppedBy.TOKENS
+        if 0 < limits.max_cost <= self._cost:
+            return StoppedBy.COST
+        return StoppedBy.TIME if 0 < limits.tool_ms <= tool_time_ms(turns) else None
+
+    def _budget(self) -> int:
+        """The request's own limit of output tokens, which is one of all turns together; 0 for none."""
+        asked = [self._job.request.body.get(name) for name in OUTPUT_BUDGETS]
+        return min((each for each in asked if isinstance(each, int)), default=0)
 
     def _to_approve(self, call: ToolCall, server: PinnedServer, tool: PinnedTool) -> ToolCall:
         """The call as it waits for a person; as it is where no one is asked."""

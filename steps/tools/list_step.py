@@ -24,7 +24,7 @@ from steps.tools.listing import (
     function_definition,
     pinned_server,
 )
-from steps.tools.settings import parse_tool_settings
+from steps.tools.settings import parse_list_settings
 from steps.tools.targets import Targets, asked_of
 
 _LIST_S: Final = 30.0
@@ -48,7 +48,7 @@ class ListTools:
     async def __call__(self, call: StepCall) -> StepOutcome:
         """Raises `Unavailable` while a server can not be asked, and in the end `ToolsAway`."""
         try:
-            settings = parse_tool_settings(call.settings)
+            settings = parse_list_settings(call.settings)
         except BadRequest as error:
             return wrong_setting(error)
         labels = [*settings.servers, *asked_of(call.job)]
@@ -67,7 +67,7 @@ class ListTools:
                 raise ToolsAway(reasons)
             return Refuse(error=JobError(code=ToolsAway.code, message=reasons))
         try:
-            check_bounds(listed, settings.limits)
+            check_bounds(listed, self._targets.limits(call.job))
             body = body_with_tools(call.request.body, listed)
         except BadRequest as error:
             refusal = JobError(code=error.code, message=error.message, field=error.field)

@@ -16,6 +16,7 @@ from eventing.job.tools.asked import AskedServer
 from eventing.job.tools.call import EffectClass
 from eventing.job.tools.fence import plain_text, without_special_tokens
 from eventing.job.tools.limits import ToolLimits
+from eventing.job.tools.request import TOOL_LIMITS
 from eventing.job.tools.server import SEPARATOR, Approval, ToolServer
 from eventing.job.tools.tool_list import (
     PinnedServer,
@@ -168,7 +169,7 @@ def body_with_tools(body: Mapping[str, Any], servers: Sequence[PinnedServer]) ->
     return made
 
 
-_OURS: Final = ("max_tool_calls",)
+_OURS: Final = ("max_tool_calls", TOOL_LIMITS)
 
 
 def _choice(choice: Any, servers: Sequence[PinnedServer]) -> Any:

@@ -35,7 +35,7 @@ def make_tools(settings: StepsSettings, store: ToolStore, route: Route, clock: C
     return ToolParts(
         calls=calls,
         list_tools=ListTools(targets, clients),
-        tools=Tools(settings.tools, results, clock),
+        tools=Tools(settings.tools, results, clock, settings.prices),
         caller=Caller(
             CallerDeps(
                 calls=calls,

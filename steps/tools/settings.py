@@ -4,13 +4,15 @@ Written by `eventing.job.tools.request` for a request that names servers, or by 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Any
 
 from eventing.errors import BadRequest
-from eventing.job.tools.limits import ToolLimits
+from eventing.job.job import Job
+from eventing.job.plan import TOOLS_STEP
+from eventing.job.tools.limits import ToolLimits, check_limits
 from eventing.job.tools.request import LIMITS, ON_APPROVAL, SERVERS, OnApproval
-from eventing.job.tools.server import LABEL
+from eventing.job.tools.server import LABEL, ToolConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,9 +23,6 @@ class ToolSettings:
     on_approval: OnApproval = OnApproval.WAIT
     taint: bool = True  #: approvals are asked after a result of an untrusted server
     limits: ToolLimits = field(default_factory=ToolLimits)
-
-
-_LIMITS: Final = frozenset(each.name for each in fields(ToolLimits))
 
 
 def parse_tool_settings(settings: Mapping[str, Any]) -> ToolSettings:
@@ -43,16 +42,19 @@ def parse_tool_settings(settings: Mapping[str, Any]) -> ToolSettings:
         servers=tuple(servers),
         on_approval=OnApproval(settings.get(ON_APPROVAL, OnApproval.WAIT)),
         taint=taint,
-        limits=_limits(limits),
+        limits=ToolLimits(**check_limits(limits, LIMITS)),
     )
 
 
-def _limits(given: Any) -> ToolLimits:
-    if not isinstance(given, Mapping):
-        raise BadRequest("must be an object", LIMITS)
-    for name, value in given.items():
-        if name not in _LIMITS:
-            raise BadRequest("is not supported", f"limits.{name}")
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise BadRequest("must be a whole number from 1", f"limits.{name}")
-    return ToolLimits(**given)
+def parse_list_settings(settings: Mapping[str, Any]) -> ToolSettings:
+    """The same of `list-tools`, whose limits are those of `tools`."""
+    if LIMITS in settings:
+        raise BadRequest("is a setting of the step tools", LIMITS)
+    return parse_tool_settings(settings)
+
+
+def limits_of(job: Job, config: ToolConfig) -> ToolLimits:
+    """The limits of a job: its plan's, and its tenant's where they are lower. Raises `BadRequest`."""
+    step = job.plan.step(TOOLS_STEP) if job.plan else None
+    own = parse_tool_settings(step.settings).limits if step else ToolLimits()
+    return own.capped(config.limits_of(job.tenant))

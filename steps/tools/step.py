@@ -12,6 +12,7 @@ from eventing.errors import BadRequest
 from eventing.job.job import Job, JobError
 from eventing.job.tools.call import CallState, ToolCall, Turn
 from eventing.job.tools.server import ToolConfig
+from eventing.telemetry.cost import Prices
 from eventing.telemetry.metric.series import labelled
 from steps.handler import (
     CommitTurn,
@@ -26,14 +27,17 @@ from steps.tools import metrics
 from steps.tools.approval import BUILT_IN
 from steps.tools.decision import ApprovalImpossible, decide
 from steps.tools.results import ToolResults
-from steps.tools.settings import parse_tool_settings
+from steps.tools.settings import limits_of, parse_tool_settings
 
 
 class Tools:
     """The handler."""
 
-    def __init__(self, config: ToolConfig, results: ToolResults, clock: Clock) -> None:
+    def __init__(
+        self, config: ToolConfig, results: ToolResults, clock: Clock, prices: Prices
+    ) -> None:
         self._config = config
+        self._prices = prices
         self._results = results
         self._clock = clock
 
@@ -45,9 +49,10 @@ class Tools:
             settings = parse_tool_settings(call.settings)
         except BadRequest as error:
             return wrong_setting(error)
+        settings = replace(settings, limits=limits_of(job, self._config))
         configured = self._config.serving(job.tenant)
         try:
-            decided = decide(job, settings, configured, self._clock.wall_ms())
+            decided = decide(job, settings, configured, self._clock.wall_ms(), self._cost(job))
         except ApprovalImpossible as error:
             return Refuse(error=JobError(code="approval_required", message=str(error)))
         if decided.turn is None:
@@ -55,6 +60,10 @@ class Tools:
         turn = await self._with_reads(job, decided.turn)
         labelled(metrics.TURNS, turn.stopped_by).inc()
         return CommitTurn(turn=turn, detail=_detail(turn))
+
+    def _cost(self, job: Job) -> float:
+        """What the job's answers cost so far."""
+        return sum(self._prices.of(job.usage, job.to_run.model, job.gpu_ms / 1000).values())
 
     async def _with_reads(self, job: Job, turn: Turn) -> Turn:
         """The turn with the results of calls that read stored ones."""

@@ -16,10 +16,12 @@ from yarl import URL
 from eventing.errors import InvalidJob
 from eventing.job.job import Job
 from eventing.job.tools.asked import AskedServer, asked_servers
+from eventing.job.tools.limits import ToolLimits
 from eventing.job.tools.sealed import Binding, NotSealedHere, SealingKeys, origin_of, unseal
 from eventing.job.tools.server import ToolConfig, ToolServer
 from eventing.process.egress import AllowList, check_url
 from steps.tools.client.answer import Refused, Target
+from steps.tools.settings import limits_of
 
 _HEADER: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]{0,63}): ?(\S.*)\Z")
 
@@ -65,7 +67,7 @@ class Credentials:
 
 
 class Targets:
-    """Finds the servers of jobs."""
+    """Finds the servers of jobs, and what bounds their loops."""
 
     def __init__(self, config: ToolConfig, credentials: Credentials) -> None:
         self._config = config
@@ -78,6 +80,10 @@ class Targets:
         if (asked := asked_of(job).get(label)) is not None and asked.url:
             return None
         return self._config.serving(job.tenant).get(label)
+
+    def limits(self, job: Job) -> ToolLimits:
+        """What bounds the job's loop, lists and results."""
+        return limits_of(job, self._config)
 
     def target(self, job: Job, label: str, pinned_origin: str = "") -> Target:
         """Where calls of the server go. Raises `Refused` for one that is not there any more, and for another origin

@@ -9,13 +9,12 @@ import orjson
 import pytest
 from redis.asyncio import Redis
 
-from api.limit.cost import Prices
 from api.limit.usage import UsageTally
 from eventing.job.job import KEY, JobState
 from eventing.job.store import Ending
 from eventing.live.ended import EndedConsumer, EndListener
 from eventing.redis import keys
-from eventing.telemetry.cost import Price
+from eventing.telemetry.cost import Price, Prices
 from eventing.telemetry.usage import UsageRecords
 from tests.contract.broker.stack import until
 from tests.contract.rig import RedisRig, finish, job_id, new_job, started

@@ -17,16 +17,29 @@ from tests.integration.test_command_line import typed
 from tests.integration.test_example_tools import listening
 
 TOOLS = Path(__file__).parents[2] / "examples" / "tools"
+LIMITS: dict[str, dict[str, Any]] = {
+    "turns": {"max_turns": 3},
+    "calls": {"max_calls": 2},
+    "tokens": {"max_output_tokens": 20},
+    "cost": {"max_cost": 1e-9, "max_turns": 64},
+    "time": {"tool_ms": 1},
+    "repeat": {},
+}
+"""What ends the loop of a model that calls for ever, with the limits of the model of that name."""
+
+
+def agent(**limits: Any) -> dict[str, Any]:
+    listed = {"step": "list-tools", "settings": {"servers": ["weather"]}}
+    route = {"step": "route", "settings": {"tiers": [MODEL]}}
+    tools = {"step": "tools", "settings": {"limits": limits}}
+    return {"steps": [listed, route, tools]}
+
+
 PIPELINES = yaml.safe_dump(
     {
         MODEL: {"cache": {"exact": {"ttl_s": 60}}},
-        "agent": {
-            "steps": [
-                {"step": "list-tools", "settings": {"servers": ["weather"]}},
-                {"step": "route", "settings": {"tiers": [MODEL]}},
-                "tools",
-            ]
-        },
+        "agent": agent(),
+        **{f"agent-{name}": agent(**limits) for name, limits in LIMITS.items()},
     }
 )
 WEATHER: Any = {"type": "mcp", "server_label": "weather", "require_approval": "never"}
@@ -49,7 +62,8 @@ def tool_stack(folder: Path) -> Iterator[LocalStack]:
         servers["refund"] = {**known["refund"], "url": refund}
         path = folder / "tools.yaml"
         path.write_text(yaml.safe_dump({"servers": servers}))
-        with planned_stack(folder, PIPELINES, "--tools", str(path)) as made:
+        price = {"TORPOR_GPU_PRICE_PER_HOUR": "3.6"}
+        with planned_stack(folder, PIPELINES, "--tools", str(path), env=price) as made:
             yield made
 
 
@@ -165,6 +179,36 @@ def test_a_chat_completion_has_the_tools_of_its_models_name(client: OpenAI) -> N
 
     assert said.choices[0].message.content == "It rains."
     assert not said.choices[0].message.tool_calls
+
+
+def asks_for_ever(model: str, *, is_equal: bool) -> dict[str, Any]:
+    """A job whose model calls in each turn, as long as it may."""
+    cities = ["Oslo" if is_equal else f"Oslo {n}" for n in range(70)]
+    calls = [[{"name": "weather__forecast", "arguments": {"city": each}}] for each in cities]
+    body = {"model": model, "messages": [{"role": "user", "content": "Weather?"}]}
+    body |= script(*({"text": "I look.", "calls": each} for each in calls))
+    return {"url": "/v1/chat/completions", "body": body}
+
+
+def test_a_model_that_calls_for_ever_ends_by_each_limit_with_an_answer(stack: LocalStack) -> None:
+    with httpx.Client(base_url=stack.addresses["api"], timeout=120) as api:
+        jobs = {
+            name: api.post(
+                "/v1/jobs", json=asks_for_ever(f"agent-{name}", is_equal=name == "repeat")
+            ).json()["id"]
+            for name in LIMITS
+        }
+        ended = {name: api.get(f"/v1/jobs/{job}?wait=60").json() for name, job in jobs.items()}
+
+    assert {name: job["stopped_by"] for name, job in ended.items()} == {n: n for n in LIMITS}
+    for name, job in ended.items():
+        said = job["result"]["choices"][0]
+        assert (job["state"], said["finish_reason"]) == ("completed", "stop"), name
+        assert said["message"]["content"].endswith("I look."), name
+        for count in ("prompt_tokens", "completion_tokens"):
+            spent = sum(turn["usage"][count] for turn in job["turns"])
+            assert job["usage"][count] == spent, name
+    assert [len(ended[name]["turns"]) for name in ("turns", "calls", "repeat")] == [3, 4, 5]
 
 
 def test_the_tools_are_listed_without_addresses(stack: LocalStack) -> None:

@@ -43,9 +43,9 @@ from eventing.store.conversation.messages import Message, messages_of
 _SAME: Final = (
     *("temperature", "top_p", "parallel_tool_calls", "user", "seed"),
     *("presence_penalty", "frequency_penalty", "stop", "logit_bias"),
-    *("top_k", "min_p", "repetition_penalty", "seeded"),
+    *("top_k", "min_p", "repetition_penalty", "seeded", "tool_limits"),
 )
-"""Fields that a chat completion has under the same name; the last are vLLM's and the test engine's."""
+"""Fields that a chat completion has under the same name; the last are vLLM's, the test engine's and ours."""
 _LOGPROBS: Final = "message.output_text.logprobs"
 _INCLUDED: Final = (_LOGPROBS, "reasoning.encrypted_content")
 """Allowed values of `include`. Reasoning is never encrypted here: it is returned as text, and its encrypted form is

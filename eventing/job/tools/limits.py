@@ -1,6 +1,7 @@
 """What bounds a job's tool loop, so that it always ends with an answer or a named reason. Pure.
 
-Called by the step that commits turns. An operator's or a tenant's value caps the request's.
+Called by the step that commits turns, and by what reads limits: plans, the tools file, requests. The least value holds,
+of the model's plan, its tenant's and the request's.
 """
 
 from collections import Counter
@@ -9,6 +10,7 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any, Final
 
+from eventing.errors import BadRequest
 from eventing.job.tools.call import CallState, Turn
 
 
@@ -17,6 +19,8 @@ class StoppedBy(StrEnum):
 
     TURNS = "turns"
     CALLS = "calls"
+    TOKENS = "tokens"
+    COST = "cost"
     TIME = "time"
     REPEAT = "repeat"
 
@@ -33,28 +37,71 @@ class ToolLimits:
     definition_bytes: int = 64 * 1024  #: of all definitions together, some 16 thousand tokens
     result_bytes: int = 10 * 1024 * 1024  #: of one result that is read; the rest is not
     shown_bytes: int = 32 * 1024  #: of one result that the model is shown, some 8 thousand tokens
-    tool_ms: int = 0  #: in tools, of all turns; 0 for no limit but the job's deadline
+    max_output_tokens: int = 0  #: of all turns; 0 for no limit, here and below
+    max_cost: float = 0.0  #: of all turns, by the prices of GPU time and of providers
+    tool_ms: int = 0  #: of all calls together; else the job's deadline alone
     approval_ttl_ms: int = 7 * 24 * 3600 * 1000
     repeats_noted: int = 3  #: the equal call at which the model is told
     repeats_stopped: int = 4  #: the equal call at which tools go off
 
     def capped(self, asked: Mapping[str, Any]) -> "ToolLimits":
-        """With what a request asks for, where that is less."""
-        own = {
-            each.name: min(getattr(self, each.name), int(asked[each.name]))
-            for each in fields(self)
-            if isinstance(asked.get(each.name), int) and asked[each.name] > 0
-        }
-        return ToolLimits(**{each.name: getattr(self, each.name) for each in fields(self)} | own)
+        """With what is asked for, where that is less."""
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        for name in own.keys() & asked.keys():
+            if _is_limit(name, asked[name]):
+                own[name] = min(own[name], asked[name]) if own[name] else asked[name]
+        return ToolLimits(**own)
 
 
 DEFAULT_LIMITS: Final = ToolLimits()
+ASKED: Final = ("max_turns", "max_calls", "max_output_tokens", "max_cost", "tool_ms")
+"""Limits that a request can lower, in its `tool_limits`."""
+NAMES: Final = tuple(each.name for each in fields(ToolLimits))
+
+
+def check_limits(given: Any, where: str, names: Sequence[str] = NAMES) -> dict[str, Any]:
+    """The limits in an object. Raises `BadRequest` naming what is wrong with it."""
+    if not isinstance(given, Mapping):
+        raise BadRequest("must be an object", where)
+    for name, value in given.items():
+        if name not in names:
+            raise BadRequest("is not supported", f"{where}.{name:.60}")
+        if not _is_limit(name, value):
+            words = "a number above 0" if name == _COST else "a whole number from 1"
+            raise BadRequest(f"must be {words}", f"{where}.{name}")
+    return dict(given)
+
+
+_COST: Final = "max_cost"
+_MOST: Final = 2**53
+
+
+def _is_limit(name: str, value: Any) -> bool:
+    is_number = isinstance(value, int | float) if name == _COST else isinstance(value, int)
+    return is_number and not isinstance(value, bool) and 0 < value <= _MOST
 
 
 def calls_so_far(turns: Sequence[Turn]) -> int:
     """The calls of all turns that were to run here, and were not refused at once."""
     calls = (call for turn in turns for call in turn.calls)
     return sum(bool(call.server) and call.state is not CallState.NOT_RUN for call in calls)
+
+
+def output_tokens(turns: Sequence[Turn]) -> int:
+    """The tokens of all turns' answers."""
+    return sum(answer_tokens(turn.usage) for turn in turns)
+
+
+def answer_tokens(usage: Mapping[str, Any]) -> int:
+    """The tokens of the answer in a usage, which an engine wrote."""
+    count = usage.get("completion_tokens")
+    return count if isinstance(count, int) and count > 0 else 0
+
+
+def tool_time_ms(turns: Sequence[Turn]) -> int:
+    """The time in tools, of all calls together."""
+    calls = (call for turn in turns for call in turn.calls if call.sent_ms)
+    return sum(max(0, call.ended_ms - call.sent_ms) for call in calls)
 
 
 def most_equal(turns: Sequence[Turn], digests: Sequence[str]) -> int:

@@ -8,10 +8,12 @@ from typing import Any, Final
 
 from eventing.job.tools.call import CallState, ToolCall, Turn
 from eventing.job.tools.fence import fenced
+from eventing.job.tools.limits import output_tokens
 
 _UNDECIDED: Final = "The call was not run: it was not approved."
 """Of a call that waited for its approval when the caller went on without one."""
-_BUDGETS: Final = ("max_completion_tokens", "max_tokens")
+OUTPUT_BUDGETS: Final = ("max_completion_tokens", "max_tokens")
+"""Limits of a request's output tokens."""
 
 
 def body_with_turns(body: Mapping[str, Any], turns: Sequence[Turn]) -> Mapping[str, Any]:
@@ -27,8 +29,8 @@ def body_with_turns(body: Mapping[str, Any], turns: Sequence[Turn]) -> Mapping[s
         changed["tool_choice"] = "auto"
     if turns[-1].stopped_by:
         changed["tool_choice"] = "none"
-    spent = sum(int(turn.usage.get("completion_tokens") or 0) for turn in turns)
-    for name in _BUDGETS:
+    spent = output_tokens(turns)
+    for name in OUTPUT_BUDGETS:
         if body.get(name) is not None:
             changed[name] = max(1, int(body[name]) - spent)
     return changed

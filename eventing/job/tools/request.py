@@ -9,18 +9,20 @@ from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final
 
-from eventing.errors import InvalidJob
+from eventing.errors import BadRequest, InvalidJob
 from eventing.job.call.rule import TEXT, check
 from eventing.job.job import JobRequest
 from eventing.job.plan import LIST_TOOLS_STEP, TOOLS_STEP, Hold, Pipelines, Plan, PlannedStep
 from eventing.job.tools.asked import CREDENTIALS, MCP, AskedServer, asked_servers, check_own_names
-from eventing.job.tools.limits import ToolLimits
+from eventing.job.tools.limits import ASKED, NAMES, ToolLimits, check_limits
 from eventing.job.tools.server import Approval, ToolConfig, ToolServer
 
 SERVERS: Final = "servers"
 """Setting of both steps: labels of servers that the operator bound to the model."""
 ON_APPROVAL: Final = "on_approval"
 LIMITS: Final = "limits"
+TOOL_LIMITS: Final = "tool_limits"
+"""Field of a request: limits that are lower than the operator's."""
 _CHAT: Final = "/v1/chat/completions"
 
 
@@ -47,6 +49,10 @@ def tool_steps(
     tools = request.body.get("tools") if request.url == _CHAT else None
     asked = asked_servers(tools) if tools else ()
     if not asked and bound is None:
+        if request.body.get(TOOL_LIMITS) is not None:
+            raise InvalidJob(
+                f"body.{TOOL_LIMITS} needs tools that are run here", f"body.{TOOL_LIMITS}"
+            )
         return ()
     if request.url != _CHAT:
         raise InvalidJob(f"url: a model with tools answers {_CHAT} alone", "url")
@@ -147,16 +153,29 @@ def _check_choice(choice: Any, labels: Sequence[str]) -> None:
         check(f"{where}.", choice["name"], TEXT, "name")
 
 
-def _limits(body: Mapping[str, Any], own: PlannedStep | None) -> dict[str, int]:
+def _limits(body: Mapping[str, Any], own: PlannedStep | None) -> dict[str, Any]:
     """The limits of the model's plan, and of the request where they are lower."""
     configured = own.settings.get(LIMITS) if own else None
     limits = {**configured} if isinstance(configured, Mapping) else {}
-    asked = {"max_calls": body.get("max_tool_calls")}
+    asked = {**_asked_limits(body)}
+    if (calls := body.get("max_tool_calls")) is not None:
+        asked["max_calls"] = min(calls, asked.get("max_calls", calls))
     if body.get("parallel_tool_calls") is False:
         asked["parallel"] = 1
-    capped = ToolLimits().capped(limits).capped(asked)
-    names = [name for name in asked if asked[name] is not None]
-    return limits | {name: getattr(capped, name) for name in names}
+    capped = ToolLimits(**_checked(limits, LIMITS)).capped(asked)
+    return limits | {name: getattr(capped, name) for name in asked}
+
+
+def _asked_limits(body: Mapping[str, Any]) -> dict[str, Any]:
+    asked = body.get(TOOL_LIMITS)
+    return {} if asked is None else _checked(asked, f"body.{TOOL_LIMITS}", ASKED)
+
+
+def _checked(limits: Any, where: str, names: Sequence[str] = NAMES) -> dict[str, Any]:
+    try:
+        return check_limits(limits, where, names)
+    except BadRequest as error:
+        raise InvalidJob(f"{error.field} {error.message}", error.field) from error
 
 
 def _refused(reason: str) -> InvalidJob:

@@ -15,6 +15,7 @@ import yaml
 
 from eventing.errors import BadRequest
 from eventing.job.tools.call import EffectClass
+from eventing.job.tools.limits import check_limits
 from eventing.process.once_loader import OnceLoader
 from eventing.process.setting import http_url
 
@@ -89,10 +90,13 @@ ToolServers = Mapping[str, ToolServer]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolConfig:
-    """What `tools.yaml` has. `url_tenants` may name servers by address in their requests."""
+    """What `tools.yaml` has. `url_tenants` may name servers by address in their requests. `limits` are those of a
+    tenant's jobs, whatever their plan says; `*` are those of tenants that have none of their own.
+    """
 
     servers: ToolServers = field(default_factory=dict)
     url_tenants: tuple[str, ...] = ()
+    limits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def queues(self) -> dict[str, int]:
@@ -107,6 +111,10 @@ class ToolConfig:
     def allows_urls(self, tenant: str) -> bool:
         """True where the tenant's requests may name servers by address."""
         return EVERY_TENANT in self.url_tenants or tenant in self.url_tenants
+
+    def limits_of(self, tenant: str) -> Mapping[str, Any]:
+        """The limits of the tenant's jobs."""
+        return self.limits.get(tenant, self.limits.get(EVERY_TENANT, {}))
 
 
 NO_TOOLS: Final = ToolConfig()
@@ -135,12 +143,12 @@ def load_tools(path: Path) -> ToolConfig:
 
 
 def parse_tools(document: Any) -> ToolConfig:
-    """The tools in a document `{servers: {LABEL: {kind, url, ...}}, urls: {tenants: [...]}}`. Raises `BadRequest`
-    naming the field.
+    """The tools in a document `{servers: {LABEL: {kind, url, ...}}, urls: {tenants: [...]}, limits: {TENANT: {...}}}`.
+    Raises `BadRequest` naming the field.
     """
     if document is None:
         return NO_TOOLS
-    top = _object("", document, {"servers", "urls"})
+    top = _object("", document, {"servers", "urls", "limits"})
     servers = _object("servers", top.get("servers", {}), None)
     if len(servers) > _MOST_SERVERS:
         raise tools_error("servers", f"may have {_MOST_SERVERS}, not {len(servers)}")
@@ -148,7 +156,15 @@ def parse_tools(document: Any) -> ToolConfig:
     return ToolConfig(
         servers={label: _server(label, each) for label, each in servers.items()},
         url_tenants=_texts("urls.tenants", urls.get("tenants", ())),
+        limits=_tenant_limits(_object("limits", top.get("limits", {}), None)),
     )
+
+
+def _tenant_limits(given: Mapping[Any, Any]) -> dict[str, dict[str, Any]]:
+    try:
+        return {str(name): check_limits(each, f"limits.{name}") for name, each in given.items()}
+    except BadRequest as error:
+        raise tools_error(error.field or "limits", error.message) from error
 
 
 def _server(label: Any, entry: Any) -> ToolServer:

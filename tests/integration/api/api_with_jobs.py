@@ -8,11 +8,12 @@ from typing import Any
 import httpx
 from fastapi import FastAPI
 
-from api.settings import AnonymousAccess, ApiSettings, ModelCard
+from api.settings import AnonymousAccess, ApiSettings
 from api.wiring.parts import make_parts
 from eventing.cloudevent.event import build_binary
 from eventing.cloudevent.job_event import result_event
 from eventing.job.job import JobId
+from eventing.settings import ModelCard
 from eventing.store.redis_store import RedisStore
 from tests import time_limits
 from tests.integration.api.conftest import Served, app_over

@@ -14,12 +14,13 @@ from redis.asyncio import Redis
 
 from api.app import create_app
 from api.auth.principal import Scope
-from api.settings import AnonymousAccess, ApiSettings, ModelCard
+from api.settings import AnonymousAccess, ApiSettings
 from api.wiring.background import loops
 from api.wiring.parts import Parts, make_parts
 from api.wiring.routers import routers
 from eventing.api_key import RedisKeys, mint
 from eventing.redis import keys
+from eventing.settings import ModelCard
 from eventing.store.redis_store import RedisStore
 from tests import time_limits
 from tests.integration.api.fakes import FakeBroker, FakeEngine, FakePredictor, serving

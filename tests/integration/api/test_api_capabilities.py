@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from api.settings import ApiSettings, ModelCard
+from api.settings import ApiSettings
 from eventing.job.capability import Capability
+from eventing.settings import ModelCard
 from eventing.store.redis_store import RedisStore
 from tests.integration.api.conftest import Rig, rig_over
 from tests.integration.api.fakes import FakeBroker

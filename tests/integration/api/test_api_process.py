@@ -9,7 +9,8 @@ import pytest
 from redis.asyncio import Redis
 
 from api.__main__ import build, main
-from api.settings import AnonymousAccess, ApiSettings, ModelCard
+from api.settings import AnonymousAccess, ApiSettings
+from eventing.settings import ModelCard
 from tests.integration.api.conftest import chat_line
 from tests.integration.api.fakes import serving
 

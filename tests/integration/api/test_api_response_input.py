@@ -10,7 +10,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from api.settings import ApiSettings, ModelCard
+from api.settings import ApiSettings
+from eventing.settings import ModelCard
 from eventing.store.redis_store import RedisStore
 from tests.integration.api.conftest import Rig, rig_over
 from tests.integration.api.fakes import FakeBroker, FakeEngine

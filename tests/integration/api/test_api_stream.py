@@ -9,10 +9,11 @@ import orjson
 import pytest
 
 from api.job import live
-from api.settings import ApiSettings, ModelCard
+from api.settings import ApiSettings
 from eventing.errors import Unavailable
 from eventing.job.job import JobId
 from eventing.redis import keys
+from eventing.settings import ModelCard
 from eventing.store.redis_store import RedisStore
 from tests.integration.api.conftest import Rig, rig_over
 from tests.integration.api.fakes import FakeBroker, chat_result, names_of, sse_events

@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from api.audit.golden import load_golden
 from api.audit.make import PACKAGED
-from api.settings import ApiSettings, ModelCard
+from api.settings import ApiSettings
 from api.wiring.background import loops
 from api.wiring.parts import make_parts
 from eventing.cloudevent.event import Event
@@ -22,6 +22,7 @@ from eventing.job.pipelines.audit import audit_job_id
 from eventing.job.plan import StepStatus
 from eventing.job.step import StepEnd, StepRun
 from eventing.redis import keys
+from eventing.settings import ModelCard
 from eventing.store.redis_store import RedisStore
 from eventing.store.steps.redis_steps import RedisStepStore
 from tests.integration.api.conftest import Rig, chat_line, headers_of, rig_over

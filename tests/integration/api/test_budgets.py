@@ -10,10 +10,11 @@ from importlib.resources import files
 import pytest
 from redis.asyncio import Redis
 
-from api.settings import ApiSettings, ModelCard, TenantLimits
+from api.settings import ApiSettings, TenantLimits
 from eventing.api_key import DEFAULT_SCOPES, RedisKeys, mint
 from eventing.job.job import JobId, JobState
 from eventing.redis import keys
+from eventing.settings import ModelCard
 from eventing.store.redis_store import RedisStore
 from tests.integration.api.conftest import NOW_S, Rig, chat_line, rig_over
 from tests.integration.api.fakes import FakeBroker, chat_result

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from api.settings import ModelCard
 from eventing.api_key import RedisKeys, mint
 from eventing.job.job import JobId
 from eventing.job.plan import Plan, PlannedStep
 from eventing.replica import ReplicaDirectory
+from eventing.settings import ModelCard
 from eventing.store.redis_store import RedisStore
 from predictor.engine.upstream.provider import CallResult, Report, Reservation, SharedProvider
 from predictor.engine.upstream.rate_headers import RateLimits

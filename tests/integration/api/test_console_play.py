@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from api.settings import ModelCard
 from eventing.job.job import JobId
+from eventing.settings import ModelCard
 from eventing.store.redis_store import RedisStore
 from tests.integration.api.api_with_jobs import ApiWithJobs, api_with_jobs, settings_for
 from tests.integration.api.console import (

@@ -6,7 +6,8 @@ import httpx
 import pytest
 
 from api.__main__ import build
-from api.settings import AnonymousAccess, ApiSettings, ModelCard
+from api.settings import AnonymousAccess, ApiSettings
+from eventing.settings import ModelCard
 from tests.integration.api.conftest import chat_line
 from tests.integration.api.fakes import serving
 from tests.integration.api.test_api_process import restored_collector

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from api.settings import ApiSettings, ModelCard, TenantLimits
+from api.settings import ApiSettings, TenantLimits
 from eventing.api_key import RedisKeys, mint
 from eventing.job.job import JobId, JobRequest
 from eventing.job.store import NewJob
 from eventing.redis import keys
+from eventing.settings import ModelCard
 from eventing.store.redis_store import RedisStore
 from eventing.telemetry.metric.ledger import Ledger, LostTokens
 from eventing.telemetry.usage import DAY_S, UsageRecords

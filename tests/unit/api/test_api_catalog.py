@@ -10,10 +10,10 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from api.http.errors import ModelNotFound
 from api.job.catalog import Catalog
-from api.settings import ModelCard
 from eventing.errors import ContextExceeded, InvalidJob
 from eventing.job.capability import Capability
 from eventing.job.job import JobRequest
+from eventing.settings import ModelCard
 
 CHAT = "/v1/chat/completions"
 

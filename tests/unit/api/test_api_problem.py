@@ -10,7 +10,7 @@ from starlette.routing import Route
 from api.http.errors import ModelNotFound, Unauthorized
 from api.http.middleware import RequestMiddleware
 from api.http.problem import error_response, problem
-from api.settings import ApiSettings, ModelCard
+from api.settings import ApiSettings
 from eventing.errors import (
     BrokerUnavailable,
     ContextExceeded,
@@ -21,6 +21,7 @@ from eventing.errors import (
     WrongState,
 )
 from eventing.process.body import BodyTooLarge
+from eventing.settings import ModelCard
 
 OPENAI = "/v1/chat/completions"
 

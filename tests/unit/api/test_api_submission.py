@@ -15,7 +15,6 @@ from api.job.catalog import Catalog
 from api.job.submission import SubmitDeps, keyed_job_id, submit
 from api.job.submit_options import JOB_SCHEMA, SubmitOptions, parse_submit_options
 from api.limit.concurrency_limiter import ConcurrencyLimiter
-from api.settings import ModelCard
 from eventing.broker.intake import Intake
 from eventing.clock import SystemClock
 from eventing.cloudevent.event import Event
@@ -31,6 +30,7 @@ from eventing.job.store import ARRIVED, NewJob, Publication
 from eventing.outbox.publisher import OutboxPublisher
 from eventing.process.egress import AllowList
 from eventing.redis.connection import connect
+from eventing.settings import ModelCard
 from eventing.store.conversation.store import Conversations
 from eventing.store.memory_store import MemoryStore
 from tests.awake import awake_s

@@ -5,12 +5,11 @@ from typing import Any
 
 import pytest
 
-from api.limit.cost import Prices
 from api.limit.usage import measures_of
 from api.view.response import usage_view
 from eventing.job.cache import CacheKind, CacheStatus, CacheUse
 from eventing.job.job import Job, JobId, JobRequest, JobState
-from eventing.telemetry.cost import Price, TokenPrice
+from eventing.telemetry.cost import Price, Prices, TokenPrice
 
 PRICES = Prices(Price(), {"m": TokenPrice(input_per_1m=1e6, output_per_1m=2e6)})
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}

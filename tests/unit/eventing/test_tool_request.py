@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 import pytest
 
-from eventing.errors import InvalidJob
+from eventing.errors import BadRequest, InvalidJob
 from eventing.job.job import JobRequest, parse_request
 from eventing.job.pipelines.document import parse_pipelines
 from eventing.job.plan import LIST_TOOLS_STEP, TOOLS_STEP, Plan, PlannedStep
@@ -282,3 +282,63 @@ def test_the_data_of_a_refused_event_is_kept_without_its_credentials() -> None:
     assert orjson.loads(kept) == {"url": "x", "body": {"tools": [mcp(), 7]}}
     assert raw_without_credentials(b'{"authorization": "' + CANARY.encode()) == b"null"
     assert raw_without_credentials(b"not json") == b"not json"
+
+
+def limits(model: str = "agent", **more: Any) -> Any:
+    """Those of the planned step `tools`."""
+    return steps(model=model, **more)[1].settings.get("limits", {})
+
+
+def test_a_request_lowers_limits_of_its_loop_and_raises_none() -> None:
+    assert limits(tool_limits={"max_cost": 0.5, "max_output_tokens": 900, "max_calls": 9}) == {
+        "max_calls": 5,
+        "max_cost": 0.5,
+        "max_output_tokens": 900,
+    }
+    assert limits(tool_limits={"max_calls": 4}, max_tool_calls=3)["max_calls"] == 3
+    assert limits(tool_limits={"max_calls": 2}, max_tool_calls=3)["max_calls"] == 2
+
+
+def test_a_plan_that_allows_more_calls_than_usual_is_asked_for_fewer() -> None:
+    many = parse_pipelines(
+        {
+            "agent": {
+                "steps": [
+                    {"step": "list-tools", "settings": {"servers": ["files"]}},
+                    {"step": "tools", "settings": {"limits": {"max_calls": 200}}},
+                ]
+            }
+        }
+    )
+    (_, step) = tool_steps(request(model="agent", max_tool_calls=150), many, CONFIG, "acme")
+    assert step.settings["limits"] == {"max_calls": 150}
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"result_bytes": 1}, "body.tool_limits.result_bytes"),
+        ({"max_cost": 0}, "body.tool_limits.max_cost"),
+        ({"max_cost": float("nan")}, "body.tool_limits.max_cost"),
+        ({"max_cost": float("inf")}, "body.tool_limits.max_cost"),
+        ({"tool_ms": 1.5}, "body.tool_limits.tool_ms"),
+        ({"max_turns": True}, "body.tool_limits.max_turns"),
+        ({"max_output_tokens": 10**400}, "body.tool_limits.max_output_tokens"),
+        ([], "body.tool_limits"),
+    ],
+)
+def test_a_wrong_limit_of_a_request_is_refused_by_name(given: Any, field: str) -> None:
+    with pytest.raises(InvalidJob) as refused:
+        limits(tool_limits=given)
+    assert refused.value.field == field
+
+
+def test_limits_without_tools_are_refused() -> None:
+    with pytest.raises(InvalidJob, match="tool_limits needs tools"):
+        steps(tool_limits={"max_cost": 1})
+
+
+def test_limits_of_tenants_in_the_tools_file_are_judged() -> None:
+    with pytest.raises(BadRequest, match=r"tools: limits\.acme\.max_coins"):
+        parse_tools({"limits": {"acme": {"max_coins": 3}}})
+    assert parse_tools({"limits": {"*": {"max_cost": 2}}}).limits_of("acme") == {"max_cost": 2}

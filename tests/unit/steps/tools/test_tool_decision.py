@@ -7,14 +7,15 @@ import orjson
 import pytest
 
 from eventing.job.job import Job, JobId, JobRequest, JobState
+from eventing.job.plan import Plan, PlannedStep
 from eventing.job.tools.call import CallState, EffectClass, ToolCall, Turn, arguments_digest
 from eventing.job.tools.limits import ToolLimits
 from eventing.job.tools.request import OnApproval
-from eventing.job.tools.server import Approval, ServerKind, ToolServer
+from eventing.job.tools.server import Approval, ServerKind, ToolServer, parse_tools
 from eventing.job.tools.tool_list import PinnedServer, PinnedTool, to_json
 from steps.tools.decision import ApprovalImpossible, decide
 from steps.tools.listing import effect_of
-from steps.tools.settings import ToolSettings, parse_tool_settings
+from steps.tools.settings import ToolSettings, limits_of, parse_tool_settings
 
 NOW_MS = 1_000_000
 SETTINGS = ToolSettings()
@@ -222,6 +223,40 @@ class TestNotRun:
         assert choice["finish_reason"] == "stop"
         assert "tool_calls" not in choice["message"]
         assert choice["message"]["content"] == "so"
+
+    @pytest.mark.parametrize(
+        ("limit", "body", "stopped"),
+        [
+            (30, {}, "tokens"),
+            (31, {}, ""),
+            (0, {"max_completion_tokens": 30}, "tokens"),
+            (0, {"max_tokens": 31}, ""),
+        ],
+    )
+    def test_the_output_tokens_of_all_turns_turn_tools_off(
+        self, limit: int, body: dict[str, Any], stopped: str
+    ) -> None:
+        settings = ToolSettings(limits=ToolLimits(max_output_tokens=limit))
+        said = asked(("a__look", '{"n": 3}')) | {"usage": {"completion_tokens": 10}}
+        before = replace(done(1, "a"), usage={"completion_tokens": 20})
+        job = job_of(said, pinned("a", "look", trusted=True), turns=(before,), **body)
+        assert calls_of(job, settings)[0].reason == stopped
+
+    @pytest.mark.parametrize(("cost", "stopped"), [(0.49, ""), (0.5, "cost")])
+    def test_the_cost_of_the_job_turns_tools_off(self, cost: float, stopped: str) -> None:
+        settings = ToolSettings(limits=ToolLimits(max_cost=0.5))
+        job = job_of(asked(("a__look", "{}")), pinned("a", "look"))
+        turn = decide(job, settings, {}, NOW_MS, cost).turn
+        assert turn is not None
+        assert (turn.stopped_by, turn.calls[0].reason) == (stopped, stopped)
+
+    def test_the_least_limit_of_plan_tenant_and_request_holds(self) -> None:
+        config = parse_tools({"limits": {"*": {"max_cost": 2.0}, "acme": {"tool_ms": 50}}})
+        plan = Plan(steps=(PlannedStep(name="tools", settings={"limits": {"tool_ms": 80}}),))
+        job = replace(job_of(asked(("a__look", "{}"))), plan=plan, tenant="acme")
+        own, other = limits_of(job, config), limits_of(replace(job, tenant="b"), config)
+        assert (own.tool_ms, own.max_cost) == (50, 0)
+        assert (other.tool_ms, other.max_cost) == (80, 2.0)
 
     def test_the_time_in_tools_turns_them_off(self) -> None:
         settings = ToolSettings(limits=ToolLimits(tool_ms=100))
