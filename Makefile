@@ -78,6 +78,9 @@ test-turns: install ## Kill the predictor all along loops of five turns, SEEDS=2
 test-calls: install ## Kill the process that runs tool calls at each point of a call, KILLS=200 times for each effect class
 	@TORPOR_CALL_KILLS=$(or $(KILLS),200) $(BIN)/pytest -q tests/faults/test_tool_callers.py
 
+test-mcp: install ## Our MCP client by the protocol's own conformance suite (npm brings suite and Node 22)
+	@npx -y -p node@22 -c '$(BIN)/pytest -q tests/contract/test_mcp_conformance.py'
+
 soak: install ## Two api, two broker, three predictors under random faults for MINUTES=30; SEED=n draws the same again
 	@TORPOR_SOAK_MINUTES=$(or $(MINUTES),30) TORPOR_SOAK_SEED=$(or $(SEED),$$RANDOM) $(BIN)/pytest -q -s tests/faults/test_soak.py
 
@@ -151,5 +154,5 @@ images-push: ## Push what `make images` built
 clean: ## Remove what was made, but not the state in .torpor
 	@rm -rf $(VENV) .site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help demo up test install format lint docs reference types test-unit test-faults test-properties test-failovers test-turns test-calls soak mutate test-gpu check clean \
+.PHONY: help demo up test install format lint docs reference types test-unit test-faults test-properties test-failovers test-turns test-calls test-mcp soak mutate test-gpu check clean \
   wheel sbom bench bench-peers manifests manifests-lint images-lint images images-push test-containers

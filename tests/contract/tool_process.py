@@ -207,12 +207,13 @@ async def tool_process(
 @dataclass
 class RawMcp:
     """A stateless MCP server that answers as it is told, however wrong. `methods` give a result or a whole response;
-    `seen` are the requests that came.
+    `seen` are the requests that came, `ids` their JSON-RPC ids.
     """
 
     methods: dict[str, Callable[[dict[str, Any]], Any]] = field(default_factory=dict)
     tools: list[dict[str, Any]] = field(default_factory=lambda: [TOOL])
     seen: list[tuple[str, dict[str, Any], dict[str, str]]] = field(default_factory=list)
+    ids: list[Any] = field(default_factory=list)
 
     def app(self) -> Starlette:
         return Starlette(routes=[Route("/{path:path}", self._take, methods=["POST", "GET"])])
@@ -227,6 +228,7 @@ class RawMcp:
         message = orjson.loads(await request.body())
         method, params = message["method"], message.get("params") or {}
         self.seen.append((method, params, dict(request.headers)))
+        self.ids.append(message.get("id"))
         if "id" not in message:
             return Response(status_code=202)
         result = await self._result(method, params)

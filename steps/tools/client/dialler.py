@@ -66,7 +66,7 @@ class Exchange(httpx2.AsyncBaseTransport):
 
     def arm(self, headers: Mapping[str, str], limit_bytes: int) -> None:
         """What is posted from now on is the call; `headers` are added to it."""
-        self._armed = {name: value for name, value in headers.items() if value}
+        self._armed = dict(headers)
         self._left_bytes = limit_bytes
         self.kept = []
 

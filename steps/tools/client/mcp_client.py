@@ -7,6 +7,7 @@ extension is not in the SDK; its methods are here.
 
 import asyncio
 import logging
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -18,7 +19,10 @@ from mcp.client._probe import negotiate_auto
 from mcp.client.extension import ResultClaim
 from mcp.client.session import ClientSession
 from mcp.client.streamable_http import streamable_http_client
+from mcp.shared.dispatcher import CallOptions
 from mcp.shared.exceptions import MCPError
+from mcp.shared.inbound import mcp_param_headers, x_mcp_header_map
+from mcp.shared.jsonrpc_dispatcher import JSONRPCDispatcher
 from mcp_types import CONNECTION_CLOSED, REQUEST_TIMEOUT, UNSUPPORTED_PROTOCOL_VERSION
 from pydantic import ValidationError
 
@@ -65,6 +69,7 @@ _ERA_S: Final = 300.0
 _LONGEST_TTL_S: Final = 60.0
 _CLOSE_S: Final = 2.0
 _MOST_KEPT: Final = 1024
+_REQUEST_IDS: Final = 2**53
 
 for _name in ("mcp", "httpx2", "httpcore2"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)  # they log results, and addresses with keys
@@ -84,13 +89,35 @@ class _Session(ClientSession):
         return
 
 
+class _Dispatcher(JSONRPCDispatcher[Any]):
+    """Request ids that no other session has: the same call sent again, in a session of its own, is another request."""
+
+    async def send_raw_request(
+        self,
+        method: str,
+        params: Mapping[str, Any] | None,
+        opts: CallOptions | None = None,
+        **more: Any,
+    ) -> dict[str, Any]:
+        own: CallOptions = {"request_id": secrets.randbelow(_REQUEST_IDS), **(opts or {})}
+        return await super().send_raw_request(method, params, own, **more)
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is kept of a listed tool: its definition's digest, and which arguments are headers as well."""
+
+    digest: str
+    header_names: Mapping[tuple[str, ...], str]
+
+
 class McpClient:
     """Calls tools of MCP servers."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._eras: dict[str, tuple[float, mcp_types.DiscoverResult | None]] = {}
-        self._digests: dict[str, tuple[float, Mapping[str, str]]] = {}
+        self._lists: dict[str, tuple[float, Mapping[str, _Known]]] = {}
 
     async def list_tools(self, target: Target, timeout_s: float) -> Listed:
         """The server's tools. Raises `NotSent` where it can not be asked, and `Refused`."""
@@ -115,8 +142,13 @@ class McpClient:
         """Send the call. Raises `NotSent`, `Refused` and `InDoubt`."""
 
         async def send(session: _Session, exchange: Exchange) -> Answer:
-            await self._check_pin(session, target, call)
-            exchange.arm({KEY_HEADER: call.key, "traceparent": call.traceparent}, limit_bytes)
+            known = await self._check_pin(session, target, call)
+            headers = {KEY_HEADER: call.key}
+            if call.traceparent:
+                headers["traceparent"] = call.traceparent
+            if known is not None and session.discover_result is not None:
+                headers |= mcp_param_headers(known.header_names, call.arguments)
+            exchange.arm(headers, limit_bytes)
             meta: Any = {KEY_META: call.key}
             said = await session.call_tool(
                 call.tool,
@@ -206,17 +238,19 @@ class McpClient:
             return answer
         raise InDoubt(f"no answer to the call: {type(error).__name__}") from None
 
-    async def _check_pin(self, session: _Session, target: Target, call: Outgoing) -> None:
-        """Raises `Refused` for a tool whose definition is not the pinned one any more."""
+    async def _check_pin(self, session: _Session, target: Target, call: Outgoing) -> _Known | None:
+        """The tool as it is listed now. Raises `Refused` where its definition is not the pinned one any more."""
         if not call.digest:
-            return
+            return None
         name, now_s = _cache_name(target), self._clock.monotonic_s()
-        until_s, digests = self._digests.get(name, (0.0, {}))
+        until_s, listed = self._lists.get(name, (0.0, {}))
         if until_s <= now_s:
             await self._list(session, target)
-            digests = self._digests[name][1]
-        if digests.get(call.tool) != call.digest:
+            listed = self._lists[name][1]
+        known = listed.get(call.tool)
+        if known is None or known.digest != call.digest:
             raise Refused(TOOL_CHANGED, "the tool's definition is not the one that was listed")
+        return known
 
     async def _list(self, session: _Session, target: Target) -> Listed:
         tools: list[Mapping[str, Any]] = []
@@ -238,9 +272,8 @@ class McpClient:
         if len(set(names)) < len(names):
             raise Refused("invalid_list", "the server lists a tool twice")
         until_s = self._clock.monotonic_s() + min(ttl_ms / 1000, _LONGEST_TTL_S)
-        _trim(self._digests)
-        digests = {tool["name"]: definition_digest(tool) for tool in tools}
-        self._digests[_cache_name(target)] = (until_s, digests)
+        _trim(self._lists)
+        self._lists[_cache_name(target)] = (until_s, {tool["name"]: _known(tool) for tool in tools})
         return Listed(tuple(tools))
 
     @asynccontextmanager
@@ -257,8 +290,7 @@ class McpClient:
                 write,
             ),
             _Session(
-                read,
-                write,
+                dispatcher=_Dispatcher(read, write),
                 elicitation_callback=dismiss,
                 client_info=mcp_types.Implementation(name="torpor", version="1"),
                 extensions={TASKS: {}},
@@ -279,6 +311,10 @@ class McpClient:
             session.adopt(known)
         else:
             await session.initialize()
+
+
+def _known(tool: Mapping[str, Any]) -> _Known:
+    return _Known(definition_digest(tool), x_mcp_header_map(tool.get("inputSchema")))
 
 
 def _responses(answers: Mapping[str, Any] | None) -> mcp_types.InputResponses | None:
