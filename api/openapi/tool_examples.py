@@ -41,4 +41,6 @@ TOOL_EXAMPLES: Final[Mapping[str, Mapping[str, Any]]] = {
     "ToolServerList": {"object": "list", "data": [_SERVER], "urls_allowed": False},
     "ToolResult": {"content": [{"type": "text", "text": "refunded as R-7"}]},
     "LateResult": {"object": "tool.result", "status": "next"},
+    "ToolProgress": {"progress": 3, "total": 10, "message": "page 3"},
+    "ProgressNote": {"object": "tool.progress", "is_noted": True},
 }

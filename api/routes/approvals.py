@@ -22,13 +22,23 @@ from api.view.items.approval import ApprovalView, ToolServerView, approval_view,
 from api.view.page import CursorPage
 from eventing.broker.tool_calls import ToolCalls
 from eventing.errors import BadRequest, NotFound, WrongState
-from eventing.job.call.rule import FLAG, OBJECT, TEXT, check, check_fields, object_schema, one_of
+from eventing.job.call.rule import (
+    FLAG,
+    OBJECT,
+    TEXT,
+    check,
+    check_fields,
+    number,
+    object_schema,
+    one_of,
+)
 from eventing.job.job import KEY, Job
 from eventing.job.tools.call import CallState, ToolCall, call_of_approval
 from eventing.job.tools.limits import DEFAULT_LIMITS
+from eventing.job.tools.progress import progress_text
 from eventing.job.tools.question import decision_of
 from eventing.job.tools.server import ToolConfig
-from eventing.job.tools.store import CallEnd, ReturnStatus
+from eventing.job.tools.store import CallEnd, ProgressStatus, ReturnStatus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +71,13 @@ class LateResultView(TypedDict):
     status: str
 
 
+class ProgressNoteView(TypedDict):
+    """Whether readers of the job are shown what a call said of how far it is."""
+
+    object: Literal["tool.progress"]
+    is_noted: bool
+
+
 routes: Routes[ApprovalDeps] = Routes("tools")
 
 _DECISION: Final = Body(
@@ -82,6 +99,8 @@ _DECISION: Final = Body(
     },
 )
 _RESULT_FIELDS: Final = {"isError": FLAG, "structuredContent": OBJECT}
+_PROGRESS_FIELDS: Final = {"progress": number(0), "total": number(0), "message": TEXT}
+_PROGRESS: Final = Body("ToolProgress", object_schema({}, _PROGRESS_FIELDS))
 _CALL_TOKEN: Final = Parameter(
     "Torpor-Call-Token", "The `calltoken` of the event that the function got", "header"
 )
@@ -164,9 +183,7 @@ async def take_late_result(call: Call[ApprovalDeps]) -> Response:
     job = await own_job(call.deps.calls.store, call.principal, path["id"], with_result=False)
     with naming(job):
         asked, end = _call_at(job, path["place"]), _end_of(body)
-        token = hashlib.sha256(call.request.headers.get("torpor-call-token", "").encode())
-        if not asked.token_hash or not hmac.compare_digest(asked.token_hash, token.hexdigest()):
-            raise Forbidden("the call token is not that of this call")
+        _check_token(call, asked)
         end = CallEnd(
             state=end.state,
             output=end.output,
@@ -180,6 +197,40 @@ async def take_late_result(call: Call[ApprovalDeps]) -> Response:
         if status in (ReturnStatus.TERMINAL, ReturnStatus.LATE):
             raise WrongState("the result came too late, or a second time; it is noted and not used")
     return json_response({"object": "tool.result", "status": status})
+
+
+@routes.operation(
+    "POST",
+    "/v1/jobs/{id}/calls/{place}/progress",
+    Scope.EVENTS_WRITE,
+    parameters=(_CALL_TOKEN,),
+    body=_PROGRESS,
+    answers={200: ProgressNoteView},
+    refuses=(403, 404, 409),
+)
+async def take_progress(call: Call[ApprovalDeps]) -> Response:
+    """Say how far a running call of a function is.
+
+    `place` is the event's `callplace`, such as `1.0`. Readers of the job see it, the model does not. At most one a
+    second is noted, the others are dropped; the token stays good for the result.
+    """
+    body, path = await call.read_object(), call.request.path_params
+    job = await own_job(call.deps.calls.store, call.principal, path["id"], with_result=False)
+    with naming(job):
+        asked = _call_at(job, path["place"])
+        _check_token(call, asked)
+        check_fields(body, _PROGRESS_FIELDS)
+        said = progress_text(body.get("progress"), body.get("total"), body.get("message"))
+        if not said:
+            raise BadRequest("say progress, a number, or a message", "progress")
+        status = await call.deps.calls.store.progress_call(
+            job.id, asked.turn, asked.place, _NO_LEASE, said, asked.token_hash
+        )
+        if status is ProgressStatus.MISSING:
+            raise NotFound("no such call")
+        if status is ProgressStatus.LATE:
+            raise WrongState("the call does not run any more")
+    return json_response({"object": "tool.progress", "is_noted": status is ProgressStatus.OK})
 
 
 @routes.operation("GET", "/v1/tools", Scope.JOBS_READ, answers=ToolServerList)
@@ -196,6 +247,13 @@ async def list_tool_servers(call: Call[ApprovalDeps]) -> Response:
 
 _NO_LEASE: Final = -1
 """The number of a send that no process holds: the token alone counts."""
+
+
+def _check_token(call: Call[ApprovalDeps], asked: ToolCall) -> None:
+    """Raises `Forbidden` for a token that is not the call's."""
+    token = hashlib.sha256(call.request.headers.get("torpor-call-token", "").encode())
+    if not asked.token_hash or not hmac.compare_digest(asked.token_hash, token.hexdigest()):
+        raise Forbidden("the call token is not that of this call")
 
 
 def _check_approver(deps: ApprovalDeps, principal: Principal, job: Job) -> None:

@@ -22,6 +22,7 @@ from eventing.job.answer_links import link_hosts
 from eventing.job.call.reasoning import entries_with_both_names
 from eventing.job.job import Job, JobState
 from eventing.job.store import EntryKind, StreamEntry, calls_of
+from eventing.job.tools.progress import progress_of
 from eventing.live.stream_multiplexer import ReaderCutOff, TokenCallback
 from eventing.store.archive import LARGE_BYTES
 
@@ -181,11 +182,12 @@ def _call_data(entry: StreamEntry) -> dict[str, Any]:
         "output": entry.output[:_CALL_CHARS] or None,
         "is_error": entry.is_error,
     }
-    return data | {
-        name: text
-        for name, text in (("approval_id", entry.approval_id), ("reason", entry.reason))
-        if text
+    more = {
+        "approval_id": entry.approval_id,
+        "reason": entry.reason,
+        "progress": progress_of(entry.progress),
     }
+    return data | {name: value for name, value in more.items() if value}
 
 
 def entry_event(entry: StreamEntry) -> tuple[str, Any, str]:

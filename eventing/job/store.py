@@ -244,6 +244,7 @@ class StreamEntry(NamedTuple):
     is_error: bool = False  #: the tool said that it failed
     approval_id: str = ""  #: of a call that waits for a decision
     reason: str = ""  #: why a call waits, was not run, was denied, or is in doubt
+    progress: str = ""  #: what a running call says of how far it is (JSON)
 
 
 def calls_of(entry: StreamEntry) -> Sequence[Mapping[str, Any]]:

@@ -91,6 +91,7 @@ def _parse_tools(
         is_error=fields.get(b"is_error") == b"1",
         approval_id=fields.get(b"approval_id", b"").decode(),
         reason=fields.get(b"reason", b"").decode("utf-8", "ignore"),
+        progress=fields.get(b"progress", b"").decode("utf-8", "ignore"),
     )
 
 

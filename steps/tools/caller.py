@@ -23,7 +23,7 @@ from eventing.errors import BadRequest, TorporError, Unavailable
 from eventing.job.job import Job, JobId
 from eventing.job.tools.call import CallState, ToolCall
 from eventing.job.tools.server import URLS, ServerKind, ToolServer
-from eventing.job.tools.store import CallEnd, ReturnStatus, SendStatus, Sent
+from eventing.job.tools.store import CallEnd, ProgressStatus, ReturnStatus, SendStatus, Sent
 from eventing.job.tools.tool_list import pinned_servers
 from eventing.telemetry import trace
 from eventing.telemetry.metric.series import labelled
@@ -42,6 +42,7 @@ from steps.tools.client.answer import (
 )
 from steps.tools.client.clients import Clients
 from steps.tools.outgoing import asked_of_user, function_event, outgoing_call
+from steps.tools.progress import Note, noted_progress, said_text
 from steps.tools.results import ToolResults
 from steps.tools.targets import Targets
 
@@ -227,7 +228,7 @@ class Caller:
             if server is not None and server.kind is ServerKind.FUNCTION:
                 answer = await self._call_function(job, call, target, outgoing, token)
             else:
-                answer = await self._call_mcp(job, call, target, outgoing)
+                answer = await self._call_mcp(job, call, target, outgoing, send)
         except NotSent as error:
             return self._not_sent(call, str(error))
         except Refused as error:
@@ -240,15 +241,25 @@ class Caller:
         return await self._ended(job, call, target, send, answer)
 
     async def _call_mcp(
-        self, job: Job, call: ToolCall, target: Target, outgoing: Outgoing
+        self, job: Job, call: ToolCall, target: Target, outgoing: Outgoing, send: int
     ) -> Answer:
         client = self._deps.clients.mcp()
         question = orjson.loads(call.question or "{}")
         if handle := question.get("task"):
             await client.update(target, handle, outgoing.answers or {})
             return Later(handle=TASK + handle, poll_ms=1)
-        answer = await client.call(target, outgoing, self._deps.targets.limits(job).result_bytes)
+        limit_bytes = self._deps.targets.limits(job).result_bytes
+        async with noted_progress(self._note(job, call, send), target.secrets) as say:
+            answer = await client.call(target, outgoing, limit_bytes, say)
         return replace(answer, handle=TASK + answer.handle) if isinstance(answer, Later) else answer
+
+    def _note(self, job: Job, call: ToolCall, send: int) -> Note:
+        """Stores what the call says of how far it is."""
+
+        async def note(text: str) -> ProgressStatus:
+            return await self._store.progress_call(job.id, call.turn, call.place, send, text)
+
+        return note
 
     async def _call_function(
         self, job: Job, call: ToolCall, target: Target, outgoing: Outgoing, token: str
@@ -309,6 +320,7 @@ class Caller:
         loop = asyncio.get_running_loop()
         until_s = loop.time() + _POLLS_S
         client, name = self._deps.clients.mcp(), handle.removeprefix(TASK)
+        noted = call.progress
         while loop.time() + poll_ms / 1000 <= until_s:
             await asyncio.sleep(poll_ms / 1000)
             try:
@@ -322,8 +334,12 @@ class Caller:
                     return await self._returned(job, call, target, answer)
                 case Asks(requests=requests, state=state):
                     return asked_of_user(call, requests, state, task=name)
-                case Later(poll_ms=asked_ms):
+                case Later(poll_ms=asked_ms, said=said):
                     poll_ms = max(asked_ms, int(_PAUSE_S * 1000))
+                    text = said_text(None, None, said, target.secrets)
+                    if text not in ("", noted):
+                        with suppress(Unavailable):
+                            await self._note(job, call, send)(noted := text)
         return accepted
 
     async def _end(self, job: Job, call: ToolCall, send: int, end: CallEnd) -> ReturnStatus:

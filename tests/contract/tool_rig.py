@@ -40,7 +40,7 @@ AFTER: Final = Publication(
 )
 _CALL_TIMES: Final = (
     *("lease_until_ms", "queued_ms", "sent_ms", "ended_ms", "expires_ms"),
-    *("paused_ms", "committed_ms"),
+    *("paused_ms", "committed_ms", "progress_ms"),
 )
 
 

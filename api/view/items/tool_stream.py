@@ -115,7 +115,11 @@ class ToolEvents:
                 yield from self._end_call(call)
 
     def call(self, entry: StreamEntry) -> Iterator[Event]:
-        """A call changed its state."""
+        """A call changed its state, or said how far it is: OpenAI has no form for what it said."""
+        index = self._places.get((entry.turn, entry.place))
+        if entry.progress and index is not None and index not in self._output.done:
+            name = item_id(self.job.id, entry.turn, entry.place)
+            yield {"type": "response.mcp_call.in_progress", **self._place(name, index)}
         call = self._call(entry.turn, entry.place)
         if call is not None and entry.call_state is not None and entry.call_state.is_final:
             yield from self._end_call(call)

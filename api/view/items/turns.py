@@ -14,9 +14,19 @@ from eventing.job.call.usage import own_usage
 from eventing.job.job import AttemptRecord, Job
 from eventing.job.plan import TOOLS_STEP
 from eventing.job.tools.call import CallState, EffectClass, ToolCall, Turn
+from eventing.job.tools.progress import progress_of
 
 _SHOWN_CHARS: Final = 1_000
 _PREFIX: Final = "prefix"  #: of a turn's usage, as the predictor noted it
+
+
+class ProgressView(TypedDict):
+    """What a running call says of how far it is."""
+
+    progress: float | None
+    total: float | None
+    message: str | None
+    at_ms: int
 
 
 @described
@@ -41,6 +51,8 @@ class CallView(TypedDict):
     ended_ms: int | None
     arguments: str
     """As the model wrote them, the first thousand characters"""
+    progress: ProgressView | None
+    """What it last said of how far it is"""
     output: str | None
     """What the model was told, the first thousand characters"""
     output_bytes: int
@@ -178,6 +190,7 @@ def _call_view(call: ToolCall) -> CallView:
         "sent_ms": call.sent_ms or None,
         "ended_ms": call.ended_ms or None,
         "arguments": call.arguments[:_SHOWN_CHARS],
+        "progress": _progress(call),
         "output": call.output[:_SHOWN_CHARS] if call.state.is_final else None,
         "output_bytes": call.output_bytes,
         "is_error": bool(call.is_error),
@@ -185,6 +198,18 @@ def _call_view(call: ToolCall) -> CallView:
         "approval_id": call.approval_id or None,
         "approver": call.approver or None,
         "expires_ms": call.expires_ms or None,
+    }
+
+
+def _progress(call: ToolCall) -> ProgressView | None:
+    said = progress_of(call.progress)
+    if said is None:
+        return None
+    return {
+        "progress": said["progress"],
+        "total": said["total"],
+        "message": said["message"],
+        "at_ms": call.progress_ms,
     }
 
 

@@ -132,6 +132,8 @@ class ToolCall:
     expires_ms: int = 0  #: of a decision that is awaited
     question: str = ""  #: what the tool asks its user for, and its state (JSON)
     answer: str = ""  #: what the user said (JSON)
+    progress: str = ""  #: what it last said of how far it is (`eventing.job.tools.progress`)
+    progress_ms: int = 0  #: when that was noted
     carried: int = 0  #: 1 where an earlier job has run it, and shows it
     token_hash: str = ""  #: of the single-use token with which a later result comes
 

@@ -64,6 +64,15 @@ class CallEnd:
     question: str = ""  #: what the tool asks its user for, and its state (JSON)
 
 
+class ProgressStatus(StrEnum):
+    """The answer to what a running call says of itself."""
+
+    OK = "ok"  #: noted
+    SOON = "soon"  #: dropped: it said something a moment ago
+    LATE = "late"  #: it does not run any more, or not under this lease or token
+    MISSING = "missing"  #: no such job or call
+
+
 class ReturnStatus(StrEnum):
     """The answer to a call's result or decision."""
 
@@ -155,6 +164,19 @@ class ToolStore(StepStore, Protocol):
         self, job_id: JobId, turn: int, place: int, send: int, *, lease_ms: int
     ) -> bool:
         """Lengthen the lease; False when the send is not the newest, or the job has ended: stop."""
+
+    async def progress_call(
+        self,
+        job_id: JobId,
+        turn: int,
+        place: int,
+        send: int,
+        progress: str,
+        token_hash: str = "",
+    ) -> ProgressStatus:
+        """Note what a running call says of how far it is, and tell its readers. By the lease of its send, or by the
+        token that it was sent with, which stays good.
+        """
 
     async def return_call(
         self,

@@ -6,6 +6,7 @@ local TOLD = {
 }
 local EPOCH = 1000 -- numbers of leases and of questions begin at this in each epoch: no lease and no approval of an edited job's past is one of now
 local SHOWN_BYTES = 4096 -- of a result in a stream entry
+local PROGRESS_EVERY_MS, PROGRESS_SHARE = 1000, 200 -- what a call says of itself is noted so often, and not before a 200th of its time
 local NOTED_BYTES, MOST_NOTED = 1024, 16 -- of results that came too late
 
 -- The arguments from the `at`th on, one a call.
@@ -55,7 +56,7 @@ end
 local function put_calling(key, calling) redis.call('HSET', key, 'calling', cjson.encode(calling)) end
 
 -- Tell readers of a job that a call changed.
-local function tell(stream, call, now)
+local function tell(stream, call, now, progress)
   local entry = {'kind', 'call', 'turn', call.turn, 'place', call.place, 'status', call.state, 'at_ms', now,
     'ms', math.max(0, now - (call.sent_ms or call.queued_ms or now)), 'send', call.sends or 0}
   local function add(name, value)
@@ -67,6 +68,7 @@ local function tell(stream, call, now)
   add('approval_id', WAITING[call.state] and call.approval_id)
   add('approver', call.approver)
   add('reason', call.reason)
+  add('progress', progress)
   redis.call('XADD', stream, '*', unpack(entry))
 end
 

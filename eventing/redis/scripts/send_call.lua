@@ -47,6 +47,7 @@ call.owner, call.lease_until_ms = ARGV[3], now + lease_ms
 call.lease_number = (call.lease_number or calling.epoch * EPOCH) + 1
 if answer == 'sent' then
   call.state, call.sends, call.sent_ms, call.reason = 'sent', sends + 1, now, ''
+  call.progress, call.progress_ms = '', 0
   if ARGV[5] ~= '' then call.token_hash = ARGV[5] end
 end
 put_call(key, calling, call)

@@ -32,6 +32,7 @@ from eventing.job.tools.store import (
     CallEnd,
     Decision,
     PendingApproval,
+    ProgressStatus,
     ReturnStatus,
     SendStatus,
     Sent,
@@ -179,6 +180,19 @@ class RedisToolStore(RedisStepStore):
         args: list[Argument] = [turn, place, send, lease_ms]
         (answer,) = await self._run_all([("renew_call", [keys.job(job_id)], args)])
         return bool(answer)
+
+    async def progress_call(
+        self,
+        job_id: JobId,
+        turn: int,
+        place: int,
+        send: int,
+        progress: str,
+        token_hash: str = "",
+    ) -> ProgressStatus:
+        args: list[Argument] = [turn, place, send, token_hash, progress]
+        (answer,) = await self._run_all([("progress_call", job_keys(job_id), args)])
+        return ProgressStatus(answer.decode())
 
     async def return_call(
         self,

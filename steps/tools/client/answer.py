@@ -4,7 +4,7 @@ Made by the clients, read by what runs calls. The failures say what may have hap
 is sent again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -63,6 +63,7 @@ class Later:
 
     handle: str
     poll_ms: int = 0
+    said: str = ""  #: what a task says of how far it is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +75,8 @@ class Asks:
 
 
 Answer = Result | Later | Asks
+OnProgress = Callable[[float | None, float | None, str | None], None]
+"""Hears what a running call says of how far it is: a number, of a total, a text."""
 
 
 def error_result(text: str) -> Result:

@@ -7,22 +7,15 @@ extension is not in the SDK; its methods are here.
 
 import asyncio
 import logging
-import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import httpx2
 import mcp_types
-from mcp.client._probe import negotiate_auto
-from mcp.client.extension import ResultClaim
-from mcp.client.session import ClientSession
-from mcp.client.streamable_http import streamable_http_client
-from mcp.shared.dispatcher import CallOptions
+from mcp.shared.dispatcher import ProgressFnT
 from mcp.shared.exceptions import MCPError
 from mcp.shared.inbound import mcp_param_headers, x_mcp_header_map
-from mcp.shared.jsonrpc_dispatcher import JSONRPCDispatcher
 from mcp_types import CONNECTION_CLOSED, REQUEST_TIMEOUT, UNSUPPORTED_PROTOCOL_VERSION
 from pydantic import ValidationError
 
@@ -32,6 +25,7 @@ from steps.tools.client.answer import (
     Answer,
     InDoubt,
     NotSent,
+    OnProgress,
     Outgoing,
     Refused,
     Result,
@@ -42,20 +36,17 @@ from steps.tools.client.dialler import Exchange, Redirected, TargetRefused, TooL
 from steps.tools.client.mcp_forms import (
     Anything,
     TaskCancel,
-    TaskCreated,
     TaskGet,
     TaskParams,
     TaskUpdate,
     TaskUpdateParams,
     answer_of,
     definition,
-    dismiss,
-    never,
     task_answer,
 )
+from steps.tools.client.mcp_session import Session, Sessions, trim
 
 TOOL_CHANGED: Final = "tool_changed"
-TASKS: Final = "io.modelcontextprotocol/tasks"
 KEY_META: Final = "dev.torpor/idempotencyKey"
 """The idempotency key in `_meta`: the protocol has none of its own."""
 KEY_HEADER: Final = "idempotency-key"
@@ -65,11 +56,8 @@ MOST_LISTED: Final = 4096
 TOO_MANY: Final = 429
 _SERVER_ERROR: Final = 500
 _NO_ANSWER: Final = (CONNECTION_CLOSED, REQUEST_TIMEOUT)
-_ERA_S: Final = 300.0
 _LONGEST_TTL_S: Final = 60.0
 _CLOSE_S: Final = 2.0
-_MOST_KEPT: Final = 1024
-_REQUEST_IDS: Final = 2**53
 
 for _name in ("mcp", "httpx2", "httpcore2"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)  # they log results, and addresses with keys
@@ -80,27 +68,6 @@ class Listed:
     """The definitions of a server's tools."""
 
     tools: tuple[Mapping[str, Any], ...]
-
-
-class _Session(ClientSession):
-    """Lists are asked for by us: the SDK would ask after a call, and fail the call with the list."""
-
-    async def validate_tool_result(self, name: str, result: mcp_types.CallToolResult) -> None:
-        return
-
-
-class _Dispatcher(JSONRPCDispatcher[Any]):
-    """Request ids that no other session has: the same call sent again, in a session of its own, is another request."""
-
-    async def send_raw_request(
-        self,
-        method: str,
-        params: Mapping[str, Any] | None,
-        opts: CallOptions | None = None,
-        **more: Any,
-    ) -> dict[str, Any]:
-        own: CallOptions = {"request_id": secrets.randbelow(_REQUEST_IDS), **(opts or {})}
-        return await super().send_raw_request(method, params, own, **more)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +83,7 @@ class McpClient:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._eras: dict[str, tuple[float, mcp_types.DiscoverResult | None]] = {}
+        self._sessions = Sessions(clock)
         self._lists: dict[str, tuple[float, Mapping[str, _Known]]] = {}
 
     async def list_tools(self, target: Target, timeout_s: float) -> Listed:
@@ -126,7 +93,7 @@ class McpClient:
         try:
             async with (
                 asyncio.timeout(timeout_s) as limit,
-                self._session(target, exchange) as session,
+                self._sessions.open(target, exchange) as session,
             ):
                 listed = await self._list(session, target)
                 limit.reschedule(asyncio.get_running_loop().time() + _CLOSE_S)
@@ -138,10 +105,16 @@ class McpClient:
         assert listed is not None  # noqa: S101
         return listed
 
-    async def call(self, target: Target, call: Outgoing, limit_bytes: int) -> Answer:
-        """Send the call. Raises `NotSent`, `Refused` and `InDoubt`."""
+    async def call(
+        self,
+        target: Target,
+        call: Outgoing,
+        limit_bytes: int,
+        on_progress: OnProgress | None = None,
+    ) -> Answer:
+        """Send the call; `on_progress` hears how far it is. Raises `NotSent`, `Refused` and `InDoubt`."""
 
-        async def send(session: _Session, exchange: Exchange) -> Answer:
+        async def send(session: Session, exchange: Exchange) -> Answer:
             known = await self._check_pin(session, target, call)
             headers = {KEY_HEADER: call.key}
             if call.traceparent:
@@ -158,6 +131,7 @@ class McpClient:
                 request_state=call.state,
                 allow_input_required=True,
                 allow_claimed=True,
+                progress_callback=_heard(on_progress) if on_progress else None,
             )
             return answer_of(said)
 
@@ -166,7 +140,7 @@ class McpClient:
     async def poll(self, target: Target, handle: str, limit_bytes: int, timeout_s: float) -> Answer:
         """How far a task is. Raises `NotSent` where it can not be asked now."""
 
-        async def ask(session: _Session, exchange: Exchange) -> Answer:
+        async def ask(session: Session, exchange: Exchange) -> Answer:
             exchange.arm({}, limit_bytes)
             request = TaskGet(params=TaskParams(task_id=handle))
             task = await session.send_request(request, Anything)
@@ -187,7 +161,7 @@ class McpClient:
         await self._tell(target, TaskCancel(params=TaskParams(task_id=handle)))
 
     async def _tell(self, target: Target, request: mcp_types.Request[Any, Any]) -> None:
-        async def tell(session: _Session, exchange: Exchange) -> Answer:
+        async def tell(session: Session, exchange: Exchange) -> Answer:
             exchange.arm({}, LIST_BYTES)
             await session.send_request(request, Anything)
             return Result()
@@ -201,7 +175,7 @@ class McpClient:
         self,
         target: Target,
         timeout_s: float,
-        send: Callable[[_Session, Exchange], Awaitable[Answer]],
+        send: Callable[[Session, Exchange], Awaitable[Answer]],
     ) -> Answer:
         """What `send` gave, or what its failure means."""
         exchange = _exchange(target, LIST_BYTES)
@@ -209,7 +183,7 @@ class McpClient:
         try:
             async with (
                 asyncio.timeout(timeout_s) as limit,
-                self._session(target, exchange) as session,
+                self._sessions.open(target, exchange) as session,
             ):
                 answer = await send(session, exchange)
                 limit.reschedule(asyncio.get_running_loop().time() + _CLOSE_S)
@@ -228,7 +202,7 @@ class McpClient:
         if isinstance(error, TargetRefused) and not exchange.began:
             raise Refused("address_refused", str(error)) from None
         if isinstance(error, MCPError) and error.code == UNSUPPORTED_PROTOCOL_VERSION:
-            self._eras.pop(target.url, None)
+            self._sessions.forget(target)
             raise NotSent("the server speaks another version by now") from None
         if exchange.status == TOO_MANY:
             raise NotSent("the server asks to come later") from None
@@ -238,7 +212,7 @@ class McpClient:
             return answer
         raise InDoubt(f"no answer to the call: {type(error).__name__}") from None
 
-    async def _check_pin(self, session: _Session, target: Target, call: Outgoing) -> _Known | None:
+    async def _check_pin(self, session: Session, target: Target, call: Outgoing) -> _Known | None:
         """The tool as it is listed now. Raises `Refused` where its definition is not the pinned one any more."""
         if not call.digest:
             return None
@@ -252,7 +226,7 @@ class McpClient:
             raise Refused(TOOL_CHANGED, "the tool's definition is not the one that was listed")
         return known
 
-    async def _list(self, session: _Session, target: Target) -> Listed:
+    async def _list(self, session: Session, target: Target) -> Listed:
         tools: list[Mapping[str, Any]] = []
         cursor: str | None = None
         ttl_ms = 0
@@ -272,45 +246,16 @@ class McpClient:
         if len(set(names)) < len(names):
             raise Refused("invalid_list", "the server lists a tool twice")
         until_s = self._clock.monotonic_s() + min(ttl_ms / 1000, _LONGEST_TTL_S)
-        _trim(self._lists)
+        trim(self._lists)
         self._lists[_cache_name(target)] = (until_s, {tool["name"]: _known(tool) for tool in tools})
         return Listed(tuple(tools))
 
-    @asynccontextmanager
-    async def _session(self, target: Target, exchange: Exchange) -> AsyncIterator[_Session]:
-        """A session in the server's era, which is asked for where it is not known."""
-        client = httpx2.AsyncClient(
-            transport=exchange, timeout=httpx2.Timeout(None, connect=10.0), trust_env=False
-        )
-        claim = ResultClaim(result_type="task", model=TaskCreated, resolve=never)
-        async with (
-            client,
-            streamable_http_client(target.url, http_client=client, max_sse_event_size=None) as (
-                read,
-                write,
-            ),
-            _Session(
-                dispatcher=_Dispatcher(read, write),
-                elicitation_callback=dismiss,
-                client_info=mcp_types.Implementation(name="torpor", version="1"),
-                extensions={TASKS: {}},
-                result_claims={TASKS: (claim,)},
-            ) as session,
-        ):
-            await self._negotiate(session, target)
-            yield session
 
-    async def _negotiate(self, session: _Session, target: Target) -> None:
-        until_s, known = self._eras.get(target.url, (0.0, None))
-        if until_s <= self._clock.monotonic_s():
-            await negotiate_auto(session)
-            _trim(self._eras)
-            found = session.discover_result
-            self._eras[target.url] = (self._clock.monotonic_s() + _ERA_S, found)
-        elif known is not None:
-            session.adopt(known)
-        else:
-            await session.initialize()
+def _heard(on_progress: OnProgress) -> ProgressFnT:
+    async def hear(progress: float, total: float | None, message: str | None) -> None:
+        on_progress(progress, total, message)
+
+    return hear
 
 
 def _known(tool: Mapping[str, Any]) -> _Known:
@@ -377,8 +322,3 @@ def _first(error: BaseException) -> BaseException:
 def _cache_name(target: Target) -> str:
     """A server as one caller sees it: another credential may see other tools."""
     return definition_digest({"url": target.url, "headers": dict(target.headers)})
-
-
-def _trim(kept: dict[str, Any]) -> None:
-    while len(kept) >= _MOST_KEPT:
-        kept.pop(next(iter(kept)))

@@ -118,4 +118,9 @@ def task_answer(task: Mapping[str, Any], handle: str) -> Answer:
         case _:
             poll_ms = task.get("pollIntervalMs")
             is_said = isinstance(poll_ms, int) and poll_ms > 0
-            return Later(handle=handle, poll_ms=poll_ms if is_said and poll_ms else _POLL_MS)
+            said = task.get("statusMessage")
+            return Later(
+                handle=handle,
+                poll_ms=poll_ms if is_said and poll_ms else _POLL_MS,
+                said=said if isinstance(said, str) else "",
+            )

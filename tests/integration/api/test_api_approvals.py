@@ -251,6 +251,31 @@ async def test_a_result_that_comes_later_is_taken_once_with_the_token_of_its_cal
     assert (await loop.job()).state is JobState.QUEUED
 
 
+async def test_a_function_says_how_far_it_is_with_the_token_that_its_result_will_carry(
+    rig: Rig,
+) -> None:
+    loop = await waiting(rig, SEND, approval="never")
+    token = hashlib.sha256(b"t0").hexdigest()
+    await loop.run(1, 0, "", CallState.ACCEPTED, handle="h", token_hash=token)
+    path = f"/v1/jobs/{loop.job_id}/calls/1.0/progress"
+    body = {"progress": 3, "total": 10, "message": "page 3"}
+
+    async def say(text: str, said: dict[str, Any] = body, to: str = path) -> Any:
+        return await rig.client.post(to, json=said, headers={"Torpor-Call-Token": text})
+
+    found = [await say(text) for text in ("", "t1", "t0", "t0")]
+    refused = [await say("t0", said) for said in ({}, {"progress": "3"}, {"total": -1})]
+    result = {"content": [{"type": "text", "text": "paid"}]}
+    taken = await say("t0", result, path.replace("progress", "result"))
+    late = await say("t0")
+
+    assert [each.status_code for each in found] == [403, 403, 200, 200]
+    assert [each.json()["is_noted"] for each in found[2:]] == [True, False]
+    assert [each.status_code for each in (*refused, taken, late)] == [400, 422, 422, 200, 403]
+    (call,) = (await loop.job()).turns[0].calls
+    assert orjson.loads(call.progress) == body
+
+
 async def test_receivers_are_told_that_a_person_is_asked_and_has_decided(
     rig: Rig, redis: Redis
 ) -> None:

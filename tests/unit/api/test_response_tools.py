@@ -191,6 +191,24 @@ def test_a_loop_is_one_response_with_one_life_over_all_its_turns() -> None:
     ]
 
 
+def test_a_call_that_says_how_far_it_is_is_in_progress_in_openais_words() -> None:
+    first = turn(1, call(1, 0, CallState.RETURNED, output="A"))
+    whole, running = job(first), changed(first.calls[0], CallState.SENT)
+    entries = [listing(StepStatus.COMPLETED), ATTEMPT, *said_calls(first)]
+    entries += [committed(first, CallState.PENDING), running]
+    entries += [running._replace(progress='{"progress":1}')] * 2
+    entries += [changed(first.calls[0], CallState.RETURNED)]
+    entries += [running._replace(progress='{"progress":2}'), ATTEMPT, tokens(content="done")]
+    events = events_of(whole, entries)
+
+    check(events, whole)
+    said = [event for event in events if event["type"] == "response.mcp_call.in_progress"]
+    assert len(said) == 3  # when it begins, and twice while it runs
+    assert {tuple(sorted(event)) for event in said} == {
+        ("item_id", "output_index", "sequence_number", "type")
+    }
+
+
 def test_calls_of_one_turn_end_in_any_order_and_stay_in_their_places() -> None:
     only = turn(
         1,

@@ -24,6 +24,14 @@ CALL: dict[str, Any] = {"turn": 1, "call": 0, "name": "web__fetch", "send": 1, "
             "web.fetch waits for approval: it writes; torpor approvals list",
         ),
         ({"status": "not_run", "reason": "the limit"}, "web.fetch not run: the limit"),
+        (
+            {"status": "sent", "progress": {"progress": 3, "total": 10, "message": "page 3"}},
+            "web.fetch is at 3/10 page 3",
+        ),
+        (
+            {"status": "accepted", "progress": {"progress": None, "total": None, "message": "so"}},
+            "web.fetch says so",
+        ),
         ({"status": "sent", "name": None}, "call 1.0 runs"),
     ],
 )

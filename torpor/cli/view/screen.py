@@ -37,6 +37,8 @@ def call_words(data: dict[str, Any]) -> str:
     name = _tool_name(data)
     reason = f": {_short(data['reason'])}" if data.get("reason") else ""
     match data["status"]:
+        case "sent" | "accepted" if data.get("progress"):
+            return f"{name} {_progress_words(data['progress'])}"
         case "sent":
             again = f" (send {data['send']})" if (data.get("send") or 1) > 1 else ""
             return f"{name} runs{again}"
@@ -49,6 +51,13 @@ def call_words(data: dict[str, Any]) -> str:
             return f"{name} {waits}{reason}; torpor approvals list"
         case status:
             return f"{name} {str(status or 'changed').replace('_', ' ')}{reason}"
+
+
+def _progress_words(said: dict[str, Any]) -> str:
+    """How far a call says it is."""
+    done, total, message = said["progress"], said["total"], said["message"]
+    of = f"/{total:g}" if total is not None else ""
+    return " ".join(filter(None, [f"is at {done:g}{of}" if done is not None else "says", message]))
 
 
 _WAITS: Final = {
