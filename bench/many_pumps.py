@@ -2,9 +2,9 @@
 
     python -m bench.many_pumps [--pumps 200] [--seconds 10] [--sizes 1000,10000] [--json many_pumps.json]
 
-Each pump is the real `eventing.broker.pump.Pump` with connections of its own to one Valkey (AOF everysec), in two
-processes. In place of the POST to an engine it takes the job's lease, holds it, appends tokens (all jobs of a pump in
-one round trip, as a predictor does) and ends the job. Submits are those of the api. Commands inside scripts count.
+Each pump is the real `eventing.broker.delivery.pump.Pump` with connections of its own to one Valkey (AOF everysec), in
+two processes. In place of the POST to an engine it takes the job's lease, holds it, appends tokens (all jobs of a pump
+in one round trip, as a predictor does) and ends the job. Submits are those of the api. Commands inside scripts count.
 `claims_a_job` is how many pumps a single job wakes, in vain but for one.
 """
 
@@ -25,10 +25,12 @@ import psutil
 
 from bench.queue_growth import submit
 from bench.report import machine, publish, quantile
-from eventing.broker.dead_letter import DeadLetterHandler
-from eventing.broker.delivery import DeliverySpec, SubscriberResponse
-from eventing.broker.pump import Pump
-from eventing.broker.queue import Claimed, Queue, QueueView
+from eventing.broker.delivery.dead_letter import DeadLetterHandler
+from eventing.broker.delivery.decision import DeliverySpec, SubscriberResponse
+from eventing.broker.delivery.pump import Pump
+from eventing.broker.queue.claim import Claimed
+from eventing.broker.queue.queue import Queue
+from eventing.broker.queue.view import QueueView
 from eventing.broker.router import Router
 from eventing.broker.trigger import Trigger
 from eventing.cloudevent.event import Event

@@ -27,10 +27,10 @@ from redis.asyncio import Redis
 
 from bench.queue_growth import submit
 from bench.report import machine, publish, quantile
-from eventing.broker.dead_letter import DeadLetterHandler
-from eventing.broker.delivery import DeliverySpec
-from eventing.broker.pump import Pump
-from eventing.broker.queue import Queue
+from eventing.broker.delivery.dead_letter import DeadLetterHandler
+from eventing.broker.delivery.decision import DeliverySpec
+from eventing.broker.delivery.pump import Pump
+from eventing.broker.queue.queue import Queue
 from eventing.broker.router import Router
 from eventing.broker.trigger import Trigger
 from eventing.job.job import API_SOURCE, Job, JobId, JobRequest, new_job_id

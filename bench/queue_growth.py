@@ -19,7 +19,8 @@ from pathlib import Path
 import orjson
 from redis.asyncio import Redis
 
-from eventing.broker.queue import Queue, QueueView, member_of
+from eventing.broker.queue.queue import Queue, member_of
+from eventing.broker.queue.view import QueueView
 from eventing.cloudevent.event import to_record
 from eventing.cloudevent.job_event import request_event
 from eventing.job.job import API_SOURCE, JobRequest, Lane, new_job_id

@@ -50,7 +50,14 @@ GROUPS: Final = {
         ("tests/contract/test_redis_store.py", "tests/contract/test_store_[!b]*.py"),
     ),
     "pump": Group(
-        ("eventing/broker/pump.py", "eventing/broker/delivery.py", "eventing/broker/queue.py"),
+        (
+            "eventing/broker/delivery/pump.py",
+            "eventing/broker/delivery/subscriber.py",
+            "eventing/broker/delivery/decision.py",
+            "eventing/broker/queue/queue.py",
+            "eventing/broker/queue/claim.py",
+            "eventing/broker/queue/view.py",
+        ),
         ("tests/unit/eventing/broker", "tests/contract/broker"),
     ),
     "checkpoint": Group(

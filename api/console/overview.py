@@ -16,7 +16,7 @@ from api.auth.principal import Scope
 from api.http.described import described
 from api.routes.jobs import json_response
 from api.routes.route import Call, Routes
-from eventing.broker.queue import QueueView, expected_wait_s
+from eventing.broker.queue.view import QueueView, expected_wait_s
 from eventing.clock import Clock
 from eventing.replica import Replica, ReplicaDirectory
 from eventing.telemetry.metric.provider import ProviderFigures, read_providers

@@ -15,7 +15,8 @@ from redis.asyncio import Redis
 from api.job.live import QueueStatus
 from api.view.outlook import Outlook
 from api.view.timeline import Step, waking_steps
-from eventing.broker.queue import QueueView, member_of
+from eventing.broker.queue.queue import member_of
+from eventing.broker.queue.view import QueueView
 from eventing.clock import Clock
 from eventing.cloudevent.job_event import request_event
 from eventing.errors import StoreUnavailable

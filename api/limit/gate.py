@@ -40,7 +40,7 @@ from api.limit.submit_turn import SubmitTurns
 from api.limit.window import LimitMeter, Windows
 from api.settings import ApiSettings
 from api.webhook.webhook import BATCH
-from eventing.broker.queue import Depth, QueueView, expected_wait_s
+from eventing.broker.queue.view import Depth, QueueView, expected_wait_s
 from eventing.clock import Clock
 from eventing.errors import Overloaded, StoreUnavailable, TorporError
 from eventing.job.job import Job, JobId, Lane

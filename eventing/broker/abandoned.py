@@ -14,7 +14,8 @@ import structlog
 from prometheus_client import Gauge
 
 from eventing.broker.metric import REQUESTS
-from eventing.broker.queue import Queue, QueueView
+from eventing.broker.queue.queue import Queue
+from eventing.broker.queue.view import QueueView
 from eventing.broker.router import Router
 from eventing.errors import Unavailable
 from eventing.redis import keys

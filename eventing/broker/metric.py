@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from redis.asyncio import Redis
 
-from eventing.broker.queue import expected_wait_s, pace_per_minute
+from eventing.broker.queue.view import expected_wait_s, pace_per_minute
 from eventing.job.job import JobId, JobState, Lane, job_id_of_identity
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
@@ -123,7 +123,7 @@ class QueueMetrics:
         return samples({name: await self._look(name) for name in self._queues})
 
     async def _look(self, name: str) -> QueueStats:
-        parts = ("tickets", "events", "held", "retry", "pace", *(f"ready:{lane}" for lane in Lane))
+        parts = ("tickets", "events", "held", "retry", "pace", *keys.READY)
         async with failures_named():
             answer = await run(
                 self._redis,

@@ -6,7 +6,7 @@ the same script serve both ways in. Must not know HTTP.
 
 from collections.abc import Sequence
 
-from eventing.broker.queue import Queue
+from eventing.broker.queue.queue import Queue
 from eventing.broker.trigger import Trigger, load_triggers
 from eventing.cloudevent.event import Event, to_record
 from eventing.cloudevent.job_event import RESULT_TYPES

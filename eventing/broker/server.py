@@ -18,11 +18,12 @@ from starlette.routing import Route
 
 from eventing.broker.abandoned import AbandonedQueues
 from eventing.broker.access import access_of
-from eventing.broker.dead_letter import DeadLetterHandler
+from eventing.broker.delivery.dead_letter import DeadLetterHandler
+from eventing.broker.delivery.pump import CLAIM_IDLE_MS, LONGEST_BLOCK_S, Pump
 from eventing.broker.ingress import Ingress
 from eventing.broker.metric import QueueMetrics
-from eventing.broker.pump import CLAIM_IDLE_MS, LONGEST_BLOCK_S, Pump
-from eventing.broker.queue import ClaimRoom, Queue
+from eventing.broker.queue.claim import ClaimRoom
+from eventing.broker.queue.queue import Queue
 from eventing.broker.router import Router
 from eventing.broker.settings import BrokerSettings
 from eventing.broker.trigger import Trigger

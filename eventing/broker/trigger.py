@@ -14,7 +14,7 @@ from typing import Any, Final
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from eventing.broker.delivery import BackoffPolicy, DeliverySpec
+from eventing.broker.delivery.decision import BackoffPolicy, DeliverySpec
 from eventing.cloudevent.event import Event
 from eventing.errors import BadRequest
 from eventing.process.setting import http_url

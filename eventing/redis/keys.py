@@ -6,7 +6,7 @@ Called by everything that stores data in Redis. Must not know the data.
 import re
 from typing import Final
 
-from eventing.job.job import JobId
+from eventing.job.job import JobId, Lane
 
 PREFIX: Final = "torpor"
 UNPUBLISHED: Final = f"{PREFIX}:outbox:requests"
@@ -31,6 +31,8 @@ GROUP: Final = "torpor"
 """Consumer group of every queue; KEDA's `consumerGroup`."""
 WAKE_GROUP: Final = f"{GROUP}-wake"
 """Group of every queue by which each ticket wakes one of the pumps that wait (docs/adr/0375)."""
+READY: Final = tuple(f"ready:{lane}" for lane in Lane)
+"""Parts of a queue: the events of each lane that may be claimed."""
 ACTIVE_BATCHES: Final = f"{PREFIX}:batches:active"
 DUE_WEBHOOKS: Final = f"{PREFIX}:{{webhooks}}:due"
 REVISIONS: Final = f"{PREFIX}:cache:revisions"

@@ -16,7 +16,7 @@ from typing import Final
 import orjson
 from redis.exceptions import NoPermissionError
 
-from eventing.broker.queue import QueueView
+from eventing.broker.queue.view import QueueView
 from eventing.cloudevent.event import from_record
 from eventing.job.job import Lane, job_id_of_identity
 from eventing.redis import keys

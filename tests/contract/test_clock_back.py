@@ -14,7 +14,7 @@ import pytest
 from api.limit.limit import MINUTE_S
 from api.limit.window import LimitMeter, Windows
 from eventing.broker.intake import Intake
-from eventing.broker.queue import Queue
+from eventing.broker.queue.queue import Queue
 from eventing.broker.router import DirectPublisher
 from eventing.job.job import JobState
 from eventing.job.store import AcquireStatus, Ending, LeaseStatus

@@ -17,7 +17,8 @@ from api.batch.batch import BatchStatus
 from api.batch.store import BatchStore
 from api.webhook.store import WebhookStore
 from eventing.api_key import RedisKeys
-from eventing.broker.queue import Queue, QueueView
+from eventing.broker.queue.queue import Queue
+from eventing.broker.queue.view import QueueView
 from eventing.cloudevent.event import Event
 from eventing.cloudevent.job_event import job_of
 from eventing.job.job import Job, JobState

@@ -21,7 +21,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from eventing.broker.queue import Claimed, Queue
+from eventing.broker.queue.claim import Claimed
+from eventing.broker.queue.queue import Queue
 from eventing.job.job import Job, JobState, Lane
 from eventing.job.plan import StepStatus
 from eventing.job.step import AdvanceStatus, StepEnd, Verdict

@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from api.job.sealing import Sealing, with_sealed
 from eventing.broker.intake import Intake
-from eventing.broker.queue import Queue
+from eventing.broker.queue.queue import Queue
 from eventing.cloudevent.event import Event, build_binary
 from eventing.cloudevent.job_event import PLANNED, PREPARED
 from eventing.cloudevent.tool_event import CALLED

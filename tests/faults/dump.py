@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import orjson
 from redis.asyncio import Redis
 
-from eventing.broker.queue import QueueView
+from eventing.broker.queue.view import QueueView
 from eventing.job.job import Job, JobId, is_job_id
 from eventing.job.store import EntryKind, StreamEntry
 from eventing.redis import keys

@@ -12,7 +12,7 @@ from typing import Final
 
 from redis.asyncio import Redis
 
-from eventing.broker.queue import QueueView
+from eventing.broker.queue.view import QueueView
 from eventing.job.job import JobId
 from eventing.job.store import LeaseSettings
 from eventing.redis import keys

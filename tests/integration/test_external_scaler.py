@@ -14,7 +14,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import NoPermissionError
 
-from eventing.broker.queue import Queue
+from eventing.broker.queue.queue import Queue
 from eventing.clock import SystemClock
 from eventing.cloudevent.event import Event
 from eventing.errors import StoreUnavailable

@@ -14,7 +14,7 @@ from typing import Final
 from aiohttp import web
 from redis.asyncio import Redis
 
-from eventing.broker.queue import Queue
+from eventing.broker.queue.queue import Queue
 from eventing.cloudevent.event import Event
 from eventing.job.job import Lane
 from eventing.redis import keys

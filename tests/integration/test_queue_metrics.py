@@ -7,7 +7,7 @@ from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
 from eventing.broker.metric import QueueMetrics
-from eventing.broker.queue import Queue
+from eventing.broker.queue.queue import Queue
 from eventing.cloudevent.event import Event
 from eventing.cloudevent.job_event import REQUESTED
 from eventing.job.job import JobId, JobRequest, Lane, new_job_id

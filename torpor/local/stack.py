@@ -22,7 +22,7 @@ import orjson
 import structlog
 import yaml
 
-from eventing.broker.queue import QueueView
+from eventing.broker.queue.view import QueueView
 from eventing.errors import StoreUnavailable, Unavailable
 from eventing.process.http_server import listen
 from eventing.redis.connection import connect

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from eventing.broker.queue import QueueView
+from eventing.broker.queue.view import QueueView
 from eventing.process.probe import metrics_page
 from torpor.local.data_dir import Addresses
 from torpor.local.predictors.model_service import ModelService

@@ -5,8 +5,8 @@ import random
 import pytest
 from redis.asyncio import Redis
 
-from eventing.broker import pump
-from eventing.broker.queue import Queue
+from eventing.broker.delivery import pump
+from eventing.broker.queue.queue import Queue
 from tests.contract.broker.queue_rig import NAME
 
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from redis.asyncio import Redis
 
-from eventing.broker.queue import Claimed, Queue
+from eventing.broker.queue.claim import Claimed
+from eventing.broker.queue.queue import Queue
 from eventing.cloudevent.event import Event
 from eventing.job.job import Lane
 from eventing.redis import keys

@@ -9,10 +9,11 @@ from typing import Self
 from aiohttp import web
 from redis.asyncio import Redis
 
-from eventing.broker.dead_letter import DeadLetterHandler
-from eventing.broker.delivery import DeliverySpec
-from eventing.broker.pump import Pump
-from eventing.broker.queue import Queue, QueueView
+from eventing.broker.delivery.dead_letter import DeadLetterHandler
+from eventing.broker.delivery.decision import DeliverySpec
+from eventing.broker.delivery.pump import Pump
+from eventing.broker.queue.queue import Queue
+from eventing.broker.queue.view import QueueView
 from eventing.broker.router import Router
 from eventing.broker.trigger import Trigger
 from eventing.cloudevent.event import Event, parse_http

@@ -7,7 +7,8 @@ from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
 from eventing.broker.abandoned import AbandonedQueues
-from eventing.broker.queue import Queue, QueueView
+from eventing.broker.queue.queue import Queue
+from eventing.broker.queue.view import QueueView
 from eventing.broker.router import DirectPublisher, Router
 from eventing.broker.trigger import Trigger, parse_trigger
 from eventing.cloudevent.event import Event

@@ -8,7 +8,7 @@ import pytest
 from redis.asyncio import Redis
 
 from eventing.broker.access import startup_error
-from eventing.broker.queue import QueueView
+from eventing.broker.queue.view import QueueView
 from eventing.broker.server import Broker
 from eventing.cloudevent.event import STRUCTURED
 from eventing.cloudevent.job_event import REQUESTED, RESULT_TYPES

@@ -16,7 +16,7 @@ import pytest
 import zstandard
 from redis.asyncio import Redis
 
-from eventing.broker.queue import QueueView
+from eventing.broker.queue.view import QueueView
 from eventing.broker.server import Broker
 from eventing.broker.settings import BrokerSettings
 from eventing.cloudevent.event import STRUCTURED

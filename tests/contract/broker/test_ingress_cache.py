@@ -11,7 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from eventing.broker.intake import Intake
-from eventing.broker.queue import QueueView
+from eventing.broker.queue.view import QueueView
 from eventing.broker.router import DirectPublisher
 from eventing.broker.server import Broker
 from eventing.broker.settings import BrokerSettings

@@ -7,7 +7,8 @@ import pytest
 from redis.asyncio import Redis
 
 from eventing.broker.intake import Intake
-from eventing.broker.queue import Queue, QueueView, member_of
+from eventing.broker.queue.queue import Queue, member_of
+from eventing.broker.queue.view import QueueView
 from eventing.broker.router import DirectPublisher
 from eventing.cloudevent.event import from_record
 from eventing.cloudevent.job_event import request_event

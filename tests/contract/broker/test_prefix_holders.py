@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from eventing.broker.dead_letter import DeadLetterHandler
-from eventing.broker.pump import Pump
-from eventing.broker.queue import Queue, QueueView
+from eventing.broker.delivery.dead_letter import DeadLetterHandler
+from eventing.broker.delivery.pump import Pump
+from eventing.broker.queue.queue import Queue
+from eventing.broker.queue.view import QueueView
 from eventing.broker.router import Router
 from eventing.job.job import JobId
 from eventing.job.prompt import SeenPrefixes, prompt_prefix

@@ -8,7 +8,7 @@ import pytest
 from redis.asyncio import Redis
 
 from bench.prefix_claims import SLOTS, Holders, Job, Replica, pull_matching
-from eventing.broker.queue import Queue
+from eventing.broker.queue.queue import Queue
 from eventing.job.prompt import SeenPrefixes
 from eventing.redis import keys
 from tests.contract.broker.queue_rig import IDLE_MS, settle

@@ -7,8 +7,8 @@ import pytest
 from aiohttp import web
 from redis.asyncio import Redis
 
-from eventing.broker import pump
-from eventing.broker.queue import Queue
+from eventing.broker.delivery import pump
+from eventing.broker.queue.queue import Queue
 from tests.contract.broker.stack import EVENT, Subscriber, build, pumping, trigger, until
 
 

@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 from redis.asyncio import Redis
 
-from eventing.broker.delivery import DeliverySpec
+from eventing.broker.delivery.decision import DeliverySpec
 from eventing.cloudevent.event import Event
 from eventing.cloudevent.job_event import REQUESTED
 from eventing.job.job import JobError, JobState, derive_job_id

@@ -8,8 +8,8 @@ import pytest
 from aiohttp import web
 from redis.asyncio import Redis
 
-from eventing.broker.delivery import BackoffPolicy, DeliverySpec
-from eventing.broker.queue import Queue
+from eventing.broker.delivery.decision import BackoffPolicy, DeliverySpec
+from eventing.broker.queue.queue import Queue
 from eventing.cloudevent.event import Event
 from eventing.redis import keys
 from tests.contract.broker.stack import (

@@ -7,9 +7,10 @@ import pytest
 from aiohttp import web
 from redis.asyncio import Redis
 
-from eventing.broker import pump
-from eventing.broker.delivery import BackoffPolicy, DeliverySpec
-from eventing.broker.queue import Queue, QueueView
+from eventing.broker.delivery import pump
+from eventing.broker.delivery.decision import BackoffPolicy, DeliverySpec
+from eventing.broker.queue.queue import Queue
+from eventing.broker.queue.view import QueueView
 from eventing.cloudevent.event import Event
 from eventing.cloudevent.job_event import request_event
 from eventing.job.job import Lane

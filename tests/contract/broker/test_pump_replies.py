@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 from redis.asyncio import Redis
 
-from eventing.broker import pump
+from eventing.broker.delivery import subscriber as post
 from eventing.cloudevent.event import Event, build_binary, build_structured
 from eventing.cloudevent.job_event import COMPLETED, REQUESTED, request_event, result_event
 from eventing.job.job import Job, JobState, new_job_id
@@ -193,7 +193,7 @@ class TestRouting:
 async def test_an_endless_reply_is_read_to_the_limit_and_no_further(
     redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pump, "_REPLY_LIMIT_BYTES", 64 * 1024)
+    monkeypatch.setattr(post, "_REPLY_LIMIT_BYTES", 64 * 1024)
     sent, enough = [0], 64 * 1024 * 1024
 
     async def endless(request: web.Request, _: int) -> web.StreamResponse:

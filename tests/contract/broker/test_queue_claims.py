@@ -2,7 +2,9 @@
 
 from redis.asyncio import Redis
 
-from eventing.broker.queue import ClaimRoom, Queue, QueueView, member_of, pace_per_minute
+from eventing.broker.queue.claim import ClaimRoom
+from eventing.broker.queue.queue import Queue, member_of
+from eventing.broker.queue.view import QueueView, pace_per_minute
 from eventing.redis import keys
 from eventing.redis.script import Call
 from tests.contract.broker.queue_rig import (

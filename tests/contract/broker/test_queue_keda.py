@@ -5,7 +5,9 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
-from eventing.broker.queue import Claimed, Queue, QueueView
+from eventing.broker.queue.claim import Claimed
+from eventing.broker.queue.queue import Queue
+from eventing.broker.queue.view import QueueView
 from eventing.job.job import Lane
 from eventing.redis import keys
 from tests.contract.broker.queue_rig import (

@@ -5,7 +5,8 @@ from collections import Counter
 import pytest
 from redis.asyncio import Redis
 
-from eventing.broker.queue import LANE_WEIGHTS, Queue, QueueView, expected_wait_s, member_of
+from eventing.broker.queue.queue import LANE_WEIGHTS, Queue, member_of
+from eventing.broker.queue.view import QueueView, expected_wait_s
 from eventing.job.job import Lane
 from tests.contract.broker.queue_rig import NAME, event, ids, put, settle
 

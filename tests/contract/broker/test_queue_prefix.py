@@ -9,7 +9,8 @@ import pytest
 from redis.asyncio import Redis
 
 from eventing.broker.intake import Intake
-from eventing.broker.queue import Claimed, Queue
+from eventing.broker.queue.claim import Claimed
+from eventing.broker.queue.queue import Queue
 from eventing.broker.router import DirectPublisher
 from eventing.job.job import API_SOURCE, JobId, JobRequest, Lane, new_job_id
 from eventing.job.prompt import SeenPrefixes

@@ -8,8 +8,9 @@ import pytest
 from aiohttp import web
 from redis.asyncio import Redis
 
-from eventing.broker import pump
-from eventing.broker.queue import Queue, QueueView
+from eventing.broker.delivery import pump
+from eventing.broker.queue.queue import Queue
+from eventing.broker.queue.view import QueueView
 from eventing.redis import keys
 from eventing.redis.connection import connect
 from eventing.redis.multiplexed_connection import SharedRedis

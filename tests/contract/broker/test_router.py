@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from redis.asyncio import Redis
 
-from eventing.broker.queue import QueueView
+from eventing.broker.queue.view import QueueView
 from eventing.broker.router import DirectPublisher
 from eventing.broker.trigger import Trigger
 from eventing.cloudevent.event import Event

@@ -14,10 +14,11 @@ import pytest
 from redis.asyncio import Redis
 
 from eventing.broker.advance import Advance
-from eventing.broker.dead_letter import DeadLetterHandler
-from eventing.broker.delivery import SubscriberResponse
+from eventing.broker.delivery.dead_letter import DeadLetterHandler
+from eventing.broker.delivery.decision import SubscriberResponse
 from eventing.broker.intake import Intake
-from eventing.broker.queue import Queue, QueueView
+from eventing.broker.queue.queue import Queue
+from eventing.broker.queue.view import QueueView
 from eventing.broker.router import DirectPublisher
 from eventing.cloudevent.job_event import request_event
 from eventing.job.job import Job, JobId, JobState, Lane

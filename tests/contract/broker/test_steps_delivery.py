@@ -12,9 +12,9 @@ import pytest
 from redis.asyncio import Redis
 
 from eventing.broker.advance import Advance
-from eventing.broker.dead_letter import DeadLetterHandler
-from eventing.broker.delivery import DeliverySpec, SubscriberResponse
-from eventing.broker.queue import Claimed
+from eventing.broker.delivery.dead_letter import DeadLetterHandler
+from eventing.broker.delivery.decision import DeliverySpec, SubscriberResponse
+from eventing.broker.queue.claim import Claimed
 from eventing.broker.trigger import Trigger
 from eventing.cloudevent.event import Event, build_binary
 from eventing.cloudevent.job_event import PLANNED, PREPARED, REQUESTED, request_event
@@ -266,7 +266,7 @@ async def test_a_step_whose_tries_are_used_up_is_skipped_or_fails_its_job(
 async def test_a_step_that_is_unavailable_is_waited_for_long_after_its_retries_and_spends_no_try(
     redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("eventing.broker.pump.CLAIM_IDLE_MS", 10)
+    monkeypatch.setattr("eventing.broker.delivery.pump.CLAIM_IDLE_MS", 10)
     monkeypatch.setattr("eventing.process.readiness._LONGEST_PAUSE_S", 0.01)
     away = [says(503)] * 40
     subscriber = Subscriber(answers=[*away, says(500), says(204)])

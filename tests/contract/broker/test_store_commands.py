@@ -11,7 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from eventing.broker.intake import Intake
-from eventing.broker.queue import Queue
+from eventing.broker.queue.queue import Queue
 from eventing.broker.router import DirectPublisher
 from eventing.job.job import API_SOURCE, new_job_id
 from eventing.job.store import Lease, NewJob, TokenBatch

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 from eventing.broker.intake import Intake
 from eventing.broker.metric import QueueMetrics
-from eventing.broker.queue import Queue
+from eventing.broker.queue.queue import Queue
 from eventing.broker.router import DirectPublisher
 from eventing.cloudevent.event import Event
 from eventing.cloudevent.job_event import REQUESTED, job_of, request_event

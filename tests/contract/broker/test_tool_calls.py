@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 from redis.asyncio import Redis
 
-from eventing.broker.dead_letter import DeadLetterHandler
-from eventing.broker.delivery import SubscriberResponse
-from eventing.broker.queue import Claimed, Queue
+from eventing.broker.delivery.dead_letter import DeadLetterHandler
+from eventing.broker.delivery.decision import SubscriberResponse
+from eventing.broker.queue.claim import Claimed
+from eventing.broker.queue.queue import Queue
 from eventing.broker.router import DirectPublisher
 from eventing.broker.tool_calls import ToolCalls, next_turn_event, sweep_approvals
 from eventing.cloudevent.job_event import PLANNED, PREPARED

@@ -17,9 +17,9 @@ from api.batch.store import BatchStore
 from api.webhook.store import WebhookStore
 from api.webhook.webhook import Endpoint, Secret
 from eventing.api_key import RedisKeys, mint
-from eventing.broker.delivery import DeliverySpec
+from eventing.broker.delivery.decision import DeliverySpec
 from eventing.broker.intake import Intake
-from eventing.broker.queue import Queue
+from eventing.broker.queue.queue import Queue
 from eventing.broker.router import DirectPublisher
 from eventing.broker.trigger import Trigger
 from eventing.cloudevent.event import Event

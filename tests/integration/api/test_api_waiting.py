@@ -9,7 +9,7 @@ import pytest
 from redis.asyncio import Redis
 
 from api.job.waiting import QueueWaiting
-from eventing.broker.queue import Queue
+from eventing.broker.queue.queue import Queue
 from eventing.clock import SystemClock
 from eventing.cloudevent.event import Event
 from eventing.job.job import JobState, Lane

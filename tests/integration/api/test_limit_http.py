@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from api.limit.in_flight import InFlightJobs
 from api.limit.window import LimitMeter, Windows
-from eventing.broker.queue import Queue
+from eventing.broker.queue.queue import Queue
 from eventing.cloudevent.event import Event
 from eventing.job.job import JobId, Lane
 from eventing.redis import keys

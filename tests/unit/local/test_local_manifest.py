@@ -2,7 +2,7 @@
 
 import pytest
 
-from eventing.broker.delivery import span_s
+from eventing.broker.delivery.decision import span_s
 from eventing.broker.trigger import Trigger, parse_trigger
 from eventing.cloudevent.event import Event
 from eventing.cloudevent.job_event import COMPLETED, REQUESTED

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Protocol
 
-from eventing.broker.queue import QueueView
+from eventing.broker.queue.view import QueueView
 from eventing.errors import Unavailable
 from knative.autoscaling.hpa.metric import Replicas
 from knative.autoscaling.keda import keda

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
-from eventing.broker.queue import QueueView
+from eventing.broker.queue.view import QueueView
 from knative.autoscaling.keda.scaledobject import read_scaled_object
 from knative.autoscaling.kpa.annotations import read_knative
 from knative.autoscaling.kpa.autoscaler_config import read_autoscaler_config

@@ -10,7 +10,7 @@ from typing import Final
 
 import structlog
 
-from eventing.broker.queue import QueueView
+from eventing.broker.queue.view import QueueView
 from torpor.local.model import Model
 from torpor.local.predictors.launcher import SpawnLauncher
 from torpor.local.predictors.lost import LostLeases

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventing.broker.delivery import (
+from eventing.broker.delivery.decision import (
     BackoffPolicy,
     DeadLetter,
     Delivered,

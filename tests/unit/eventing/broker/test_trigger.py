@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eventing.broker.delivery import BackoffPolicy
+from eventing.broker.delivery.decision import BackoffPolicy
 from eventing.broker.trigger import matches, parse_delivery, parse_trigger
 from eventing.cloudevent.event import Event
 from eventing.errors import BadRequest

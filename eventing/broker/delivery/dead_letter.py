@@ -21,9 +21,15 @@ import structlog
 from redis.asyncio import Redis
 
 from eventing.broker.advance import Advance
-from eventing.broker.delivery import DeliverySpec, SubscriberResponse, backoff_s, is_retried
+from eventing.broker.delivery.decision import (
+    DeliverySpec,
+    SubscriberResponse,
+    backoff_s,
+    is_retried,
+)
 from eventing.broker.intake import Route
-from eventing.broker.queue import Claimed, member_of
+from eventing.broker.queue.claim import Claimed
+from eventing.broker.queue.queue import member_of
 from eventing.broker.tool_calls import ToolCalls
 from eventing.broker.trigger import Trigger
 from eventing.clock import SystemClock

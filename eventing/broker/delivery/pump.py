@@ -1,9 +1,9 @@
 """The pump: delivers the events of one queue to one subscriber, a bounded number at a time.
 
 Called by `eventing.broker` and `eventing.pump`. `_turn` is one round of the loop, `_handle` the life of one
-delivery; `delivery` decides what follows from an answer, `readiness` whether events may be claimed, `dead_letter`
-records undeliverable events. An event is settled only after its outcome is stored: when a pump dies, its events
-stay pending and another pump claims them. Must not know more of a job than its id.
+delivery; `subscriber` posts it, `decision` decides what follows from an answer, `readiness` whether events may be
+claimed, `dead_letter` records undeliverable events. An event is settled only after its outcome is stored: when a pump
+dies, its events stay pending and another pump claims them. Must not know more of a job than its id.
 """
 
 import asyncio
@@ -14,8 +14,8 @@ import aiohttp
 import structlog
 from prometheus_client import Counter, Gauge
 
-from eventing.broker.dead_letter import DeadLetterHandler
-from eventing.broker.delivery import (
+from eventing.broker.delivery.dead_letter import DeadLetterHandler
+from eventing.broker.delivery.decision import (
     DeadLetter,
     Delivered,
     Nack,
@@ -23,17 +23,16 @@ from eventing.broker.delivery import (
     SubscriberResponse,
     decide,
     decide_refused,
-    retry_after_s,
     span_s,
 )
-from eventing.broker.queue import Claimed, ClaimRoom, Queue
+from eventing.broker.delivery.subscriber import post_event
+from eventing.broker.queue.claim import Claimed, ClaimRoom
+from eventing.broker.queue.queue import Queue
 from eventing.broker.router import Router, lane_of
 from eventing.broker.trigger import Trigger
-from eventing.clock import SystemClock
-from eventing.cloudevent.event import Event, build_binary, parse_http
+from eventing.cloudevent.event import Event
 from eventing.cloudevent.job_event import MINIMAL, REQUEST_TYPES, REQUESTED, job_id_of
-from eventing.cloudevent.publisher import payload
-from eventing.errors import NotACloudEvent, Unavailable, UnsupportedMode
+from eventing.errors import Unavailable
 from eventing.job.job import API_SOURCE, JobId
 from eventing.job.prompt import LEFT_MS
 from eventing.process.readiness import SubscriberReadiness
@@ -74,12 +73,6 @@ _TIDY_EVERY_S: Final = 5.0
 _GONE_AFTER_MS: Final = 3_600_000
 """A consumer without events that was silent for this long is forgotten by the next pump that starts."""
 _AFTER_TROUBLE_S: Final = 0.5
-_REPLY_LIMIT_BYTES: Final = 8 * 1024 * 1024
-_ERROR_BODY_BYTES: Final = 1024
-"""Length of a subscriber's error body kept for `knativeerrordata`; Knative's limit."""
-_MALFORMED_REPLY: Final = 502
-_UNREACHED: Final = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
-"""No connection could be made, so the event cannot have arrived."""
 
 
 class Pump:
@@ -325,29 +318,9 @@ class Pump:
         return decide_refused(spec, claimed.refusals, refused_s)
 
     async def _deliver(self, event: Event) -> tuple[SubscriberResponse, Event | None]:
-        """POST the event; no answer, a refused connection and a timeout are all status 0."""
-        headers, body = build_binary(event)
         prefer = self._prefer_of_requests if event.type in REQUEST_TYPES else "reply"
-        try:
-            async with self._session.post(
-                self._trigger.subscriber,
-                data=payload(body),
-                headers=headers | {"prefer": prefer} | self._headers | trace.headers(),
-                allow_redirects=False,
-                skip_auto_headers=("content-type",),  # an event without data has none
-            ) as response:
-                return await _answer_of(response)
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            _log.info(
-                "no answer",
-                action="deliver",
-                trigger=self._trigger.name,
-                reason=type(error).__name__,
-            )
-            return SubscriberResponse(status=0, is_unreached=isinstance(error, _UNREACHED)), None
-        except ValueError as error:  # a header of ours: those of an event can always be sent
-            _log.error("cannot be sent", action="deliver", reason=str(error)[:80])
-            return SubscriberResponse(status=0, is_unreached=True), None
+        headers = {"prefer": prefer} | self._headers | trace.headers()
+        return await post_event(self._session, self._trigger, event, headers)
 
     async def _renew_claims(self) -> None:
         """Renew the claims of what is in flight, so that no other pump takes it, and trim the queue."""
@@ -387,49 +360,6 @@ class Pump:
     async def _pause(self, seconds: float) -> None:
         with suppress(TimeoutError):
             await asyncio.wait_for(self._stopping.wait(), seconds)
-
-
-async def _answer_of(response: aiohttp.ClientResponse) -> tuple[SubscriberResponse, Event | None]:
-    """The subscriber's answer and the event in it. A reply that claims to be an event but is malformed counts as a
-    failed delivery and is retried, as in Knative.
-    """
-    content = await _whole(response)
-    try:
-        reply = _reply(response, content)
-    except (NotACloudEvent, UnsupportedMode) as error:
-        _log.warning("malformed reply", action="deliver", reason=error.message)
-        return SubscriberResponse(
-            status=_MALFORMED_REPLY, body=(content or b"")[:_ERROR_BODY_BYTES]
-        ), None
-    now_s = SystemClock().wall_ms() / 1000
-    asked_s = retry_after_s(response.headers.get("retry-after", ""), now_s)
-    body = b"" if response.ok else (content or b"")[:_ERROR_BODY_BYTES]
-    return SubscriberResponse(status=response.status, retry_after_s=asked_s, body=body), reply
-
-
-async def _whole(response: aiohttp.ClientResponse) -> bytes | None:
-    """The whole body; None when it is over the limit."""
-    body = bytearray()
-    async for chunk in response.content.iter_any():
-        body += chunk
-        if len(body) > _REPLY_LIMIT_BYTES:
-            return None
-    return bytes(body)
-
-
-def _reply(response: aiohttp.ClientResponse, content: bytes | None) -> Event | None:
-    """The event in a 200 answer, if there is one (by the data-plane specification a 202 body is not a reply).
-    Raises `NotACloudEvent` for a malformed event.
-    """
-    # As servers hand headers on: `parse_http` tells raw UTF-8 from what is not.
-    headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in response.raw_headers}
-    kind = headers.get("content-type", "").lower()
-    is_event = kind.startswith("application/cloudevents") or "ce-specversion" in headers
-    if response.status != 200 or not (is_event or "ce-id" in headers):
-        return None
-    if content is None:
-        raise NotACloudEvent(f"the reply is over {_REPLY_LIMIT_BYTES} bytes", "body")
-    return parse_http(headers, content)
 
 
 def _job_id(event: Event) -> JobId:

@@ -1,9 +1,8 @@
 """A durable queue on Redis: the order of events, their claims and their retries.
 
-Called by the ingress (put), the pump (claim, settle, defer, keep) and readers (`QueueView`). One queue a trigger. A
-*ticket* stream with a consumer group counts the work (KEDA's redis-streams scaler reads its lag and pending); a
-sorted set for each lane decides which event the next ticket stands for (docs/adr/0003). Must not know HTTP, triggers
-or jobs.
+Called by the ingress (put) and the pump (claim, settle, defer, keep); `view` reads. One queue a trigger. A *ticket*
+stream with a consumer group counts the work (KEDA's redis-streams scaler reads its lag and pending); a sorted set for
+each lane decides which event the next ticket stands for (docs/adr/0003). Must not know HTTP, triggers or jobs.
 """
 
 import asyncio
@@ -11,25 +10,24 @@ import math
 import random
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from heapq import heappop, heappush
 from typing import Any, Final
 
 import structlog
 from redis.exceptions import ResponseError
 
-from eventing.cloudevent.event import Event, from_record, to_record
+from eventing.broker.queue.claim import CLAIM_BYTES, Claimed, claimed_from
+from eventing.cloudevent.event import Event, to_record
 from eventing.job.job import JobId, Lane, event_identity
 from eventing.job.prompt import PASS_MS, SeenPrefixes
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
-from eventing.redis.multiplexed_connection import Command, SharedRedis
-from eventing.redis.script import Argument, Call, run, run_all, send
+from eventing.redis.multiplexed_connection import SharedRedis
+from eventing.redis.script import Argument, Call, run, run_all
 
 _log = structlog.get_logger()
 
-CLAIM_BYTES: Final = 8 * 1024 * 1024
-"""A claim ends with the event that reaches this size."""
 LANE_WEIGHTS: Final = {Lane.INTERACTIVE: 16, Lane.DEFAULT: 4, Lane.BATCH: 1}
 """Weights of the lottery for the next event, among lanes that have one: batch gets at least 1 in 21, so it is never
 starved.
@@ -39,76 +37,8 @@ _WAKE_STREAM_S: Final = 3600
 """How long the stream by which one consumer is woken outlives it; claims renew it."""
 _GATHER_TURNS: Final = 2
 """Answers that come together are taken within a turn or two of the event loop."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claimed:
-    """A claimed event. `tries` counts deliveries that may have been accepted, this one included; `refusals` those
-    that were not accepted, the first of them `refused_ms` ago.
-    """
-
-    ticket: str
-    event: Event
-    tries: int
-    enqueued_ms: int
-    refusals: int = 0
-    refused_ms: int = 0
-    size: int = 0  #: bytes of its record
-    passes: int = 0  #: how often it was passed over for one whose prompt an engine had seen
-    left_ms: int = -1  #: since it was left to an engine that holds its prefix; -1 where it was not
-    is_prefix_seen: bool | None = None  #: by the engine of its pump; None where that is not known
-
-
-class ClaimRoom:
-    """Room for the claimed events of all pumps of a process, in bytes of their records. The last event of a claim
-    may exceed it: an event larger than the room must still be delivered.
-    """
-
-    def __init__(self, most_bytes: int = 32 * 1024 * 1024) -> None:
-        self._left = most_bytes
-        self._waiting: list[asyncio.Event] = []
-
-    def watch(self, freed: asyncio.Event) -> None:
-        """Set `freed` whenever room is given back."""
-        self._waiting.append(freed)
-
-    def reserve(self) -> int:
-        """Bytes for one claim; 0 when no room is left."""
-        size = max(0, min(self._left, CLAIM_BYTES))
-        self._left -= size
-        return size
-
-    def release(self, size: int) -> None:
-        """Give back what was reserved and not used, or an event that was delivered."""
-        self._left += size
-        for freed in self._waiting:
-            freed.set()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Depth:
-    """The size of a queue. `lag` and `pending` are what KEDA reads; `oldest_ms` is when the event at the head was
-    put.
-    """
-
-    waiting: dict[Lane, int]
-    pending: int
-    retrying: int
-    lag: int | None
-    settled_per_minute: float
-    oldest_ms: int = 0
-
-    @property
-    def total_waiting(self) -> int:
-        return sum(self.waiting.values())
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Position:
-    """The place of a waiting event: about `ahead` events go first; `expected_wait_s` is None without a recent pace."""
-
-    ahead: int
-    expected_wait_s: float | None
+_FAIR: Final = tuple(f"fair:{lane}" for lane in Lane)
+_PARTS: Final = ("tickets", "events", "held", "retry", "tries", "pace", "dead", *keys.READY, *_FAIR)
 
 
 class Queue:
@@ -180,7 +110,7 @@ class Queue:
         """Up to `count` events, fewer once they hold `most_bytes`; with `claim_idle_ms` also those whose consumer
         has been silent for that long, unless another consumer has searched for them within `search_every_ms`.
         """
-        names = ("tickets", "events", "held", "retry", "tries", *_READY, *_FAIR)
+        names = ("tickets", "events", "held", "retry", "tries", *keys.READY, *_FAIR)
         args: list[Argument] = [keys.GROUP, self._consumer, count, most_bytes]
         args += [claim_idle_ms, self._search, self._woken_by, search_every_ms]
         args += [LANE_WEIGHTS[lane] for lane in Lane]
@@ -201,7 +131,7 @@ class Queue:
         self._look_again_in(answer[2])
         rows = answer[3:]
         self._may_wait = len(rows) >= count
-        return [self._with_prefix(_claimed(row), row[6].decode()) for row in rows]
+        return [self._with_prefix(claimed_from(row), row[6].decode()) for row in rows]
 
     def _with_prefix(self, claimed: Claimed, prefix: str) -> Claimed:
         if self._seen is None:
@@ -366,121 +296,6 @@ class Queue:
         await self._redis.zunionstore(keys.UNSTARTED, {keys.UNSTARTED: 0})
 
 
-class QueueView:
-    """Reads queues without changing them."""
-
-    def __init__(self, redis: SharedRedis) -> None:
-        self._redis = redis
-
-    async def depth(self, name: str) -> Depth:
-        """The size of the queue now, and the age of its head: reads one whole event a lane."""
-        reads = [("ZRANGE", keys.queue(name, part), 0, 0) for part in _READY]
-        size, heads = await self._read(name, reads)
-        members = [member for head in heads for member in head]
-        records = []
-        if members:
-            async with failures_named():
-                records = await self._redis.hmget(keys.queue(name, "events"), members)
-        stamps = [int(record.split(b" ", 1)[0]) for record in records if record]
-        return replace(size, oldest_ms=min(stamps, default=0))
-
-    async def size(self, name: str) -> Depth:
-        """As `depth`, without the age of the head."""
-        return (await self._read(name, ()))[0]
-
-    async def _read(self, name: str, more: Sequence[Command]) -> tuple[Depth, list[Any]]:
-        """The size of the queue and the replies to `more` commands, in one round trip."""
-        commands: list[Command] = [
-            ("XINFO", "GROUPS", keys.queue(name, "tickets")),
-            *(("ZCARD", keys.queue(name, part)) for part in (*_READY, "retry")),
-            ("HGETALL", keys.queue(name, "pace")),
-            ("TIME",),
-            *more,
-        ]
-        async with failures_named():
-            try:
-                groups, *answers = await send(self._redis, commands)
-            except ResponseError as error:
-                if "no such key" not in str(error):
-                    raise
-                groups, answers = [], await send(self._redis, commands[1:])
-        *counts, retrying, pace, now = answers[:6]
-        group = _group_of(groups)
-        size = Depth(
-            waiting=dict(zip(Lane, counts, strict=True)),
-            pending=int(group.get(b"pending", 0)),
-            retrying=retrying,
-            lag=group.get(b"lag", 0),
-            settled_per_minute=pace_per_minute(_counts_of(pace), int(now[0])),
-        )
-        return size, answers[6:]
-
-    async def position(self, name: str, member: str) -> Position | None:
-        """The place of the event `member`; None when it is not waiting."""
-        async with failures_named(), self._redis.pipeline(transaction=False) as pipe:
-            for part in _READY:
-                pipe.zrank(keys.queue(name, part), member)
-                pipe.zcard(keys.queue(name, part))
-            pipe.hgetall(keys.queue(name, "pace"))
-            pipe.time()
-            *pairs, pace, now = await pipe.execute()
-        ranks, cards = pairs[0::2], pairs[1::2]
-        for lane, rank in enumerate(ranks):
-            if rank is not None:
-                ahead = rank + sum(cards[:lane])
-                rate = pace_per_minute({int(k): int(v) for k, v in pace.items()}, now[0])
-                return Position(ahead=ahead, expected_wait_s=expected_wait_s(ahead, rate))
-        return None
-
-
-def _group_of(groups: Sequence[Sequence[Any]]) -> dict[bytes, Any]:
-    """The pumps' group among those that XINFO GROUPS gave."""
-    for flat in groups:
-        group = dict(zip(flat[0::2], flat[1::2], strict=True))
-        if group[b"name"] == keys.GROUP.encode():
-            return group
-    return {}
-
-
-def _counts_of(pace: Sequence[bytes]) -> dict[int, int]:
-    return {int(k): int(v) for k, v in zip(pace[0::2], pace[1::2], strict=True)}
-
-
 def member_of(event: Event) -> str:
     """The name of an event inside a queue: its identity, so that a second put is recognised."""
     return event_identity(event.source, event.id, event.extensions.get("tenant", ""))
-
-
-def pace_per_minute(settled: dict[int, int], now_s: int) -> float:
-    """Events settled a minute, over the last five whole minutes and the current one, from counts by minute."""
-    minute = now_s // 60
-    recent = {m: n for m, n in settled.items() if minute - 5 <= m <= minute}
-    if not recent:
-        return 0.0
-    span_s = now_s - min(recent) * 60
-    return sum(recent.values()) * 60 / max(span_s, 1)
-
-
-def expected_wait_s(ahead: int, per_minute: float) -> float | None:
-    """The expected wait at the present pace; None without a pace."""
-    return round((ahead + 1) * 60 / per_minute, 1) if per_minute > 0 else None
-
-
-def _claimed(row: Sequence[Any]) -> Claimed:
-    stamp, record = row[2].split(b" ", 1)
-    return Claimed(
-        ticket=row[0].decode(),
-        event=from_record(record),
-        tries=int(row[3]),
-        enqueued_ms=int(stamp),
-        refusals=int(row[4]),
-        refused_ms=int(row[5]),
-        size=len(row[2]),
-        passes=int(row[7]),
-        left_ms=int(row[8]),
-    )
-
-
-_READY: Final = tuple(f"ready:{lane}" for lane in Lane)
-_FAIR: Final = tuple(f"fair:{lane}" for lane in Lane)
-_PARTS: Final = ("tickets", "events", "held", "retry", "tries", "pace", "dead", *_READY, *_FAIR)

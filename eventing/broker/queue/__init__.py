@@ -1,0 +1,1 @@
+"""The queues of a broker: one a trigger, on Redis."""
