@@ -22,13 +22,8 @@ from eventing.broker.router import make_route
 from eventing.clock import SystemClock
 from eventing.cloudevent import request_id
 from eventing.cloudevent.event import Event, build_binary, parse_http
-from eventing.cloudevent.job_event import (
-    MINIMAL,
-    PLANNED,
-    REQUESTED,
-    job_id_of,
-    result_event,
-)
+from eventing.cloudevent.job_event import MINIMAL, PLANNED, REQUESTED, job_id_of
+from eventing.cloudevent.result_event import result_event
 from eventing.errors import TorporError, Unavailable
 from eventing.job.plan import PlannedStep
 from eventing.outbox.publisher import OutboxPublisher

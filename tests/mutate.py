@@ -37,7 +37,7 @@ class Group:
 
 GROUPS: Final = {
     "job": Group(
-        ("eventing/job/job.py", "eventing/cloudevent/job_event.py"),
+        ("eventing/job/job.py", "eventing/cloudevent/job_event.py", "eventing/cloudevent/result_event.py"),
         ("tests/unit/eventing/test_job*.py", "tests/unit/eventing/test_known_fields.py"),
     ),
     "store": Group(

@@ -27,16 +27,8 @@ from api.routes.stream import parse_cursor
 from api.view.job import AcceptedJobView, JobView
 from eventing.cloudevent import request_id
 from eventing.cloudevent.event import Event, build_binary, build_structured, parse_http
-from eventing.cloudevent.job_event import (
-    REQUESTED,
-    RESULT_TYPES,
-    attempt_of,
-    ending_of,
-    job_id_of,
-    job_of,
-    result_event,
-    unreadable_job,
-)
+from eventing.cloudevent.job_event import REQUESTED, attempt_of, job_id_of, job_of, unreadable_job
+from eventing.cloudevent.result_event import RESULT_TYPES, ending_of, result_event
 from eventing.cloudevent.webhook_handshake import handshake
 from eventing.errors import BadRequest, InvalidJob, Unavailable
 from eventing.job.job import API_SOURCE, OUR_SOURCES, JobError, JobState

@@ -13,8 +13,8 @@ from api.http.described import described
 from api.view.items.turns import TurnView, UnusedResultView, turn_views, unused_result_views
 from api.view.outlook import Outlook, OutlookView, outlook_view
 from api.view.timeline import TimelineView
-from eventing.cloudevent.job_event import CacheView, Timings, cache_view, timings
 from eventing.cloudevent.request_id import KEPT
+from eventing.cloudevent.result_event import CacheView, Timings, cache_view, timings
 from eventing.job.answer_links import shown_result
 from eventing.job.call.reasoning import body_with_both_names
 from eventing.job.job import Job, JobError, JobState, Lane

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from eventing.broker.queue.queue import Queue
 from eventing.broker.trigger import Trigger, load_triggers
 from eventing.cloudevent.event import Event, to_record
-from eventing.cloudevent.job_event import RESULT_TYPES
 from eventing.cloudevent.publisher import HttpPublisher, Publisher
+from eventing.cloudevent.result_event import RESULT_TYPES
 from eventing.errors import BadRequest, BrokerUnavailable, InvalidJob, StoreUnavailable
 from eventing.job.job import JobId, Lane
 from eventing.job.store import Publication

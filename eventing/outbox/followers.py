@@ -9,8 +9,8 @@ from typing import Final, Protocol
 
 import structlog
 
-from eventing.cloudevent.job_event import result_event
 from eventing.cloudevent.publisher import Publisher
+from eventing.cloudevent.result_event import result_event
 from eventing.errors import BadRequest
 from eventing.job.cache import CacheKind, CacheStatus
 from eventing.job.followers import Followers, FollowerStatus

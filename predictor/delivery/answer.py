@@ -10,7 +10,7 @@ from typing import Final, assert_never
 
 from eventing.cloudevent import job_event
 from eventing.cloudevent.event import Event
-from eventing.cloudevent.job_event import DATAREF_ABOVE_BYTES
+from eventing.cloudevent.result_event import DATAREF_ABOVE_BYTES, result_event
 from eventing.errors import BadRequest
 from eventing.job.job import Job, JobId
 
@@ -122,7 +122,7 @@ def answer_for(outcome: Outcome, *, inline_bytes: int = DATAREF_ABOVE_BYTES) -> 
 
 
 def _result_response(job: Job, inline_bytes: int) -> DeliveryResponse:
-    return DeliveryResponse(200, event=job_event.result_event(job, inline_bytes=inline_bytes))
+    return DeliveryResponse(200, event=result_event(job, inline_bytes=inline_bytes))
 
 
 def _retry_after(seconds: float) -> Mapping[str, str]:

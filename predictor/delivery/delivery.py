@@ -9,7 +9,7 @@ finds the result.
 import asyncio
 import sys
 from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final
 
 import structlog
@@ -17,6 +17,7 @@ import structlog
 from eventing.clock import Clock
 from eventing.cloudevent import job_event, request_id
 from eventing.cloudevent.event import Event, parse_http
+from eventing.cloudevent.result_event import DATAREF_ABOVE_BYTES
 from eventing.errors import (
     BadRequest,
     IdempotencyConflict,
@@ -25,7 +26,7 @@ from eventing.errors import (
     Unavailable,
 )
 from eventing.job.job import API_SOURCE, Job
-from eventing.job.plan import TOOLS_STEP, Hold
+from eventing.job.plan import Hold
 from eventing.job.store import Acquired, AcquireStatus, JobWorker, NewJob, ReleaseReason
 from eventing.store.job_record import fresh
 from eventing.telemetry import trace
@@ -48,17 +49,15 @@ from predictor.delivery.answer import (
     answer_for,
 )
 from predictor.delivery.lease import LeaseKeeper
+from predictor.delivery.leased import Leased, engine_request
 from predictor.delivery.settlement import Settlement, problem
 from predictor.engine.engine import (
-    PREFIX,
     Engine,
-    EngineRequest,
     estimated_prompt_tokens,
-    known_prefix,
 )
 from predictor.errors import where
 from predictor.generation.append_batcher import AppendBatcher
-from predictor.generation.checkpoint import Checkpoint, read_checkpoint
+from predictor.generation.checkpoint import read_checkpoint
 from predictor.generation.generation import Answered, Attempt, Generation, Interrupted, Result
 from predictor.generation.judge import read_judge
 
@@ -119,7 +118,7 @@ class Deliveries:
             outcome = Malformed(error)
         labelled(metrics.DELIVERIES, type(outcome).__name__.lower()).inc()
         # Without a shared store, what was left out of the reply could not be fetched.
-        inline_bytes = job_event.DATAREF_ABOVE_BYTES if self._is_store_shared else sys.maxsize
+        inline_bytes = DATAREF_ABOVE_BYTES if self._is_store_shared else sys.maxsize
         return answer_for(outcome, inline_bytes=inline_bytes)
 
     async def outcome_of(self, event: Event) -> Outcome:
@@ -175,7 +174,7 @@ class Deliveries:
         `BadRequest` is a bug in the check.
         """
         try:
-            request = _request(job, job.attempt + 1)
+            request = engine_request(job, job.attempt + 1)
             self._engine.validate(request)
             return self._engine.can_resume(request)
         except Exception as error:
@@ -323,7 +322,7 @@ class Deliveries:
         generation = Generation(
             leased.attempt,
             leased.checkpoint,
-            _request(
+            engine_request(
                 leased.job,
                 leased.attempt.number,
                 starts_over=leased.attempt.void_count > 0,
@@ -371,41 +370,6 @@ class Deliveries:
             await charging  # it raises nothing
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Leased:
-    """A leased job and the start state of its attempt. `bug` is the exception of the check of its request."""
-
-    job: Job
-    attempt: Attempt
-    checkpoint: Checkpoint = field(default_factory=Checkpoint)
-    bug: Exception | None = None
-    hold: Hold = Hold.NONE
-    may_call_tools: bool = False  #: its answer may be a turn, after which another follows
-
-    @classmethod
-    def of(
-        cls, job: Job, acquired: Acquired, checked: bool | Exception, asked_s: float
-    ) -> "Leased":
-        """From the store's answer to a request sent at `asked_s`."""
-        attempt = Attempt(
-            lease=acquired.lease,
-            acquired_s=asked_s,
-            token_count=acquired.token_count,
-            can_resume=checked is not False,
-            void_count=acquired.void_count,
-            turn_begin=acquired.turn_begin,
-            is_reported_to_caller=job.source == API_SOURCE,
-        )
-        bug = checked if isinstance(checked, Exception) else None
-        return cls(
-            job=job,
-            attempt=attempt,
-            bug=bug,
-            hold=acquired.hold,
-            may_call_tools=acquired.first_after == TOOLS_STEP,
-        )
-
-
 def _wants_result(headers: Mapping[str, str]) -> bool:
     """False for `Prefer: return=minimal` (RFC 7240): no subscriber of that broker takes result events."""
     return job_event.MINIMAL not in headers.get("prefer", "")
@@ -414,30 +378,6 @@ def _wants_result(headers: Mapping[str, str]) -> bool:
 def _is_elsewhere(job: Job, new: NewJob) -> bool:
     """True for an event from before the job was sent to another model, whose predictor has an event of its own."""
     return not job.state.is_terminal and job.request.model != new.request.model
-
-
-def _request(
-    job: Job,
-    attempt: int,
-    *,
-    starts_over: bool = False,
-    counts_throughout: bool = False,
-    notes_prefix: bool = False,
-) -> EngineRequest:
-    """The engine call of an attempt; two attempts of a job may overlap in one engine for a moment."""
-    return EngineRequest(
-        f"{job.id}-{attempt}",
-        job.request.url,
-        job.request.body,
-        tenant=job.tenant,
-        idempotency_key=f"{job.id}.{len(job.turns)}" if job.turns else job.id,
-        lane=job.lane,
-        allows_fallback=job.allows_fallback,
-        starts_over=starts_over,
-        counts_throughout=counts_throughout,
-        notes_prefix=notes_prefix,
-        prefix=known_prefix(job.turns[-1].usage.get(PREFIX)) if job.turns else None,
-    )
 
 
 def _is_kept(result: Result, attempt: Attempt) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from eventing.cloudevent.job_event import result_event
+from eventing.cloudevent.result_event import result_event
 from eventing.errors import ObjectGone, ObjectsUnavailable
 from eventing.job.cache import CacheAsk
 from eventing.job.job import Job, JobState

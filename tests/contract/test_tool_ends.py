@@ -8,7 +8,7 @@ import orjson
 import pytest
 from redis.asyncio import Redis
 
-from eventing.cloudevent.job_event import tools_used
+from eventing.cloudevent.result_event import tools_used
 from eventing.job.job import JobRequest, JobState
 from eventing.job.plan import StepStatus
 from eventing.job.step import AdvanceStatus, BeginStatus, StepEnd, Verdict

@@ -8,7 +8,7 @@ calls were made is told beside it, in `torpor.tool_calls`.
 from collections.abc import Mapping
 from typing import Any, Final
 
-from eventing.cloudevent.job_event import tools_used
+from eventing.cloudevent.result_event import tools_used
 from eventing.job.call.reasoning import with_both_names
 from eventing.job.job import Job
 from eventing.job.plan import TOOLS_STEP

@@ -11,7 +11,8 @@ from eventing.broker.access import startup_error
 from eventing.broker.queue.view import QueueView
 from eventing.broker.server import Broker
 from eventing.cloudevent.event import STRUCTURED
-from eventing.cloudevent.job_event import REQUESTED, RESULT_TYPES
+from eventing.cloudevent.job_event import REQUESTED
+from eventing.cloudevent.result_event import RESULT_TYPES
 from tests.contract.broker.stack import NAME, trigger
 from tests.contract.broker.test_ingress import settings
 from tests.contract.rig import new_job

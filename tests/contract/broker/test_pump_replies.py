@@ -10,7 +10,8 @@ from redis.asyncio import Redis
 
 from eventing.broker.delivery import subscriber as post
 from eventing.cloudevent.event import Event, build_binary, build_structured
-from eventing.cloudevent.job_event import COMPLETED, REQUESTED, request_event, result_event
+from eventing.cloudevent.job_event import REQUESTED, request_event
+from eventing.cloudevent.result_event import COMPLETED, result_event
 from eventing.job.job import Job, JobState, new_job_id
 from tests.contract.broker.stack import (
     EVENT,

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from api.settings import AnonymousAccess, ApiSettings
 from api.wiring.parts import make_parts
 from eventing.cloudevent.event import build_binary
-from eventing.cloudevent.job_event import result_event
+from eventing.cloudevent.result_event import result_event
 from eventing.job.job import JobId
 from eventing.settings import ModelCard
 from eventing.store.redis_store import RedisStore

@@ -6,7 +6,7 @@ import orjson
 import pytest
 from websockets.asyncio.client import connect
 
-from eventing.cloudevent.job_event import result_event
+from eventing.cloudevent.result_event import result_event
 from eventing.job.job import JobId
 from eventing.job.pipelines.document import parse_pipelines
 from eventing.redis import keys

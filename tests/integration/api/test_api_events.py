@@ -7,7 +7,8 @@ import orjson
 import pytest
 
 from eventing.cloudevent.event import Event, build_binary, build_structured
-from eventing.cloudevent.job_event import REQUESTED, job_of, result_event
+from eventing.cloudevent.job_event import REQUESTED, job_of
+from eventing.cloudevent.result_event import result_event
 from eventing.job.job import JobError, JobId, JobState, derive_job_id
 from tests.integration.api.conftest import Rig, chat_line
 from tests.integration.api.fakes import chat_result

@@ -5,7 +5,7 @@ from dataclasses import replace
 from api.view.job import job_view
 from api.view.outlook import outlook_view, tool_outlook
 from api.view.timeline import timeline
-from eventing.cloudevent.job_event import tools_used
+from eventing.cloudevent.result_event import tools_used
 from eventing.job.job import AttemptRecord, Job, JobId, JobRequest, JobState
 from eventing.job.plan import TOOLS_STEP, Plan, PlannedStep
 from eventing.job.tools.call import CallState, EffectClass, ToolCall, Turn

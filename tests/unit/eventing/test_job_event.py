@@ -13,24 +13,26 @@ from api.audit.event import AUDITED
 from eventing.cloudevent.budget_event import SOFT_BUDGET_PASSED
 from eventing.cloudevent.event import Event, build_structured, parse_http
 from eventing.cloudevent.job_event import (
+    PLANNED,
+    PREPARED,
+    REQUESTED,
+    attempt_of,
+    job_of,
+    planned_event,
+    request_event,
+    tenant_of,
+)
+from eventing.cloudevent.request_id import EXTENSION, KEPT
+from eventing.cloudevent.result_event import (
     CANCELLED,
     COMPLETED,
     DATAREF_ABOVE_BYTES,
     FAILED,
-    PLANNED,
-    PREPARED,
-    REQUESTED,
     RESULT_TYPES,
-    attempt_of,
     ending_of,
-    job_of,
-    planned_event,
-    request_event,
     result_event,
-    tenant_of,
     timings,
 )
-from eventing.cloudevent.request_id import EXTENSION, KEPT
 from eventing.cloudevent.tool_event import APPROVAL_ANSWERED, APPROVAL_REQUESTED
 from eventing.errors import InvalidJob
 from eventing.job.job import (

@@ -12,7 +12,7 @@ from api.batch.batch import Batch, Running, parse_batch
 from api.webhook import store as webhook_store
 from api.webhook.webhook import Endpoint, Secret
 from eventing.api_key import FileKeys, RedisKeys, mint
-from eventing.cloudevent.job_event import ending_of, result_event
+from eventing.cloudevent.result_event import ending_of, result_event
 from eventing.errors import NewerRecord
 from eventing.job.job import AttemptRecord, Job, JobError, JobId, JobRequest, JobState, Lane
 from eventing.job.store import EntryKind, calls_of

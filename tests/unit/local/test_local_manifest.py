@@ -5,7 +5,8 @@ import pytest
 from eventing.broker.delivery.decision import span_s
 from eventing.broker.trigger import Trigger, parse_trigger
 from eventing.cloudevent.event import Event
-from eventing.cloudevent.job_event import COMPLETED, REQUESTED
+from eventing.cloudevent.job_event import REQUESTED
+from eventing.cloudevent.result_event import COMPLETED
 from knative.autoscaling.keda.scaledobject import read_scaled_object
 from knative.autoscaling.kpa.annotations import read_knative
 from knative.autoscaling.kpa.autoscaler_config import read_autoscaler_config

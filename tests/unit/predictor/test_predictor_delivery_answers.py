@@ -3,7 +3,8 @@
 from structlog.testing import capture_logs
 
 from eventing.cloudevent.event import Event
-from eventing.cloudevent.job_event import COMPLETED, request_event
+from eventing.cloudevent.job_event import request_event
+from eventing.cloudevent.result_event import COMPLETED
 from eventing.job.job import JobState
 from eventing.telemetry.log import stamp
 from tests.unit.predictor.harness import (

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from eventing.clock import SystemClock
-from eventing.cloudevent.job_event import FAILED, job_of
+from eventing.cloudevent.job_event import job_of
+from eventing.cloudevent.result_event import FAILED
 from eventing.errors import BadRequest
 from eventing.job.job import API_SOURCE, JobState
 from predictor.delivery.answer import Ended

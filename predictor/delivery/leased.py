@@ -1,0 +1,73 @@
+"""A leased job with what its attempt starts from, and the engine call that it makes."""
+
+from dataclasses import dataclass, field
+
+from eventing.job.job import API_SOURCE, Job
+from eventing.job.plan import TOOLS_STEP, Hold
+from eventing.job.store import Acquired
+from predictor.engine.engine import (
+    PREFIX,
+    EngineRequest,
+    known_prefix,
+)
+from predictor.generation.checkpoint import Checkpoint
+from predictor.generation.generation import Attempt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leased:
+    """A leased job and the start state of its attempt. `bug` is the exception of the check of its request."""
+
+    job: Job
+    attempt: Attempt
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    bug: Exception | None = None
+    hold: Hold = Hold.NONE
+    may_call_tools: bool = False  #: its answer may be a turn, after which another follows
+
+    @classmethod
+    def of(
+        cls, job: Job, acquired: Acquired, checked: bool | Exception, asked_s: float
+    ) -> "Leased":
+        """From the store's answer to a request sent at `asked_s`."""
+        attempt = Attempt(
+            lease=acquired.lease,
+            acquired_s=asked_s,
+            token_count=acquired.token_count,
+            can_resume=checked is not False,
+            void_count=acquired.void_count,
+            turn_begin=acquired.turn_begin,
+            is_reported_to_caller=job.source == API_SOURCE,
+        )
+        bug = checked if isinstance(checked, Exception) else None
+        return cls(
+            job=job,
+            attempt=attempt,
+            bug=bug,
+            hold=acquired.hold,
+            may_call_tools=acquired.first_after == TOOLS_STEP,
+        )
+
+
+def engine_request(
+    job: Job,
+    attempt: int,
+    *,
+    starts_over: bool = False,
+    counts_throughout: bool = False,
+    notes_prefix: bool = False,
+) -> EngineRequest:
+    """The engine call of an attempt; two attempts of a job may overlap in one engine for a moment."""
+    return EngineRequest(
+        f"{job.id}-{attempt}",
+        job.request.url,
+        job.request.body,
+        tenant=job.tenant,
+        idempotency_key=f"{job.id}.{len(job.turns)}" if job.turns else job.id,
+        lane=job.lane,
+        allows_fallback=job.allows_fallback,
+        starts_over=starts_over,
+        counts_throughout=counts_throughout,
+        notes_prefix=notes_prefix,
+        prefix=known_prefix(job.turns[-1].usage.get(PREFIX)) if job.turns else None,
+    )
