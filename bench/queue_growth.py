@@ -26,7 +26,7 @@ from eventing.cloudevent.job_event import request_event
 from eventing.job.job import API_SOURCE, JobRequest, Lane, new_job_id
 from eventing.job.store import NewJob, Publication
 from eventing.redis.connection import connect
-from eventing.store.job_record import fresh
+from eventing.store.job_record.parse import fresh
 from eventing.store.redis_store import RedisStore
 from tests.redis_server import VALKEY, RedisServer, debian_redis
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, FilePath, SecretStr, field_va
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from eventing.errors import BadRequest
-from eventing.job.cache import CacheRules, load_cache_rules
+from eventing.job.cache.cache import CacheRules, load_cache_rules
 from eventing.job.capability import Capability
 from eventing.job.pipelines.audit import AuditRules, load_audit_rules
 from eventing.job.pipelines.document import load_pipelines

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from eventing.errors import BadRequest, TorporError
-from eventing.job.cache import CacheUse
+from eventing.job.cache.cache import CacheUse
 from eventing.job.job import CONTENT_FILTER, Job, JobError, JobRequest
 from eventing.job.passage import Passage
 from eventing.job.store import TokenBatch

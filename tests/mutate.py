@@ -37,14 +37,20 @@ class Group:
 
 GROUPS: Final = {
     "job": Group(
-        ("eventing/job/job.py", "eventing/cloudevent/job_event.py", "eventing/cloudevent/result_event.py"),
+        (
+            "eventing/job/job.py",
+            "eventing/cloudevent/job_event.py",
+            "eventing/cloudevent/result_event.py",
+        ),
         ("tests/unit/eventing/test_job*.py", "tests/unit/eventing/test_known_fields.py"),
     ),
     "store": Group(
         (
             "eventing/store/redis_store.py",
             "eventing/store/redis_list.py",
-            "eventing/store/job_record.py",
+            "eventing/store/redis_call.py",
+            "eventing/store/job_record/fields.py",
+            "eventing/store/job_record/parse.py",
         ),
         # Not the test of the version before, which needs the repository.
         ("tests/contract/test_redis_store.py", "tests/contract/test_store_[!b]*.py"),

@@ -19,7 +19,7 @@ from api.audit.store import Audit, AuditStore, Judged, golden_row
 from api.view.response import RECORD
 from eventing.cloudevent.publisher import Publisher
 from eventing.errors import BadRequest
-from eventing.job.cache import parse_cache_control
+from eventing.job.cache.cache import parse_cache_control
 from eventing.job.job import CHAT_URLS, Job, JobId, JobState
 from eventing.job.passage import Passage, passages_of
 from eventing.job.pipelines.audit import AUDIT_TENANT, SEARCHED_TENANT, AuditRule, AuditRules

@@ -18,7 +18,7 @@ from eventing.store.conversation.conversation import NumberedItem, item_text
 from eventing.store.conversation.facts import Fact, facts_of, within
 from eventing.store.conversation.messages import GIVEN, Message, compaction_item
 from eventing.store.conversation.summary import VERBATIM
-from eventing.store.job_record import compaction_id
+from eventing.store.job_record.fields import compaction_id
 
 _ASKED: Final = (
     "Summarize the conversation above, so that another assistant can go on with it: what was asked, what was found "

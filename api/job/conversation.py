@@ -26,7 +26,7 @@ from api.job.submission import SubmitDeps, keyed_job_id, submit
 from api.job.submit_options import SubmitOptions, parse_submit_options, skip_steps_of
 from api.view.response import RECORD, answer_messages, job_id_of, output_items, record_of
 from eventing.errors import BadRequest, InvalidJob, NotFound
-from eventing.job.cache import directives, parse_cache_control
+from eventing.job.cache.cache import directives, parse_cache_control
 from eventing.job.job import KEY, Job, JobId, JobState, Lane, is_job_id
 from eventing.job.plan import TOOLS_STEP
 from eventing.job.store import JobIntake
@@ -36,7 +36,7 @@ from eventing.store.conversation.conversation import Conversation
 from eventing.store.conversation.messages import Message, messages_of
 from eventing.store.conversation.policy import STEP as MEMORY
 from eventing.store.conversation.store import Conversations, full
-from eventing.store.job_record import turn_item_id
+from eventing.store.job_record.fields import turn_item_id
 
 
 class PreviousNotFound(InvalidJob):

@@ -17,7 +17,8 @@ from eventing.clock import Clock
 from eventing.errors import NotFound, ObjectGone, StoreUnavailable, Unavailable
 from eventing.job.job import Job, JobId, JobState
 from eventing.job.plan import Hold, StepStatus
-from eventing.job.store import EntryKind, JobReader, StreamEntry, cursor_order
+from eventing.job.store import JobReader
+from eventing.job.stream import EntryKind, StreamEntry, cursor_order
 from eventing.live.shown import LiveReader, ShownEntries
 from eventing.live.stream_multiplexer import TokenCallback
 from eventing.replica import Replica

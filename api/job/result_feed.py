@@ -15,7 +15,8 @@ from redis.asyncio import Redis
 
 from eventing.errors import Overloaded, StoreUnavailable
 from eventing.job.job import Job, JobId
-from eventing.job.store import JobReader, cursor_order
+from eventing.job.store import JobReader
+from eventing.job.stream import cursor_order
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
 

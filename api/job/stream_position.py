@@ -10,7 +10,7 @@ from typing import Final
 
 from eventing.errors import TorporError
 from eventing.job.job import Job, JobState
-from eventing.job.store import EntryKind, StreamEntry
+from eventing.job.stream import EntryKind, StreamEntry
 
 _NUMBERED: Final = (EntryKind.ATTEMPT, EntryKind.TOKENS, EntryKind.TURN)
 

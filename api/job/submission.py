@@ -37,7 +37,7 @@ from eventing.errors import (
     StoreUnavailable,
     TorporError,
 )
-from eventing.job.cache import directives
+from eventing.job.cache.cache import directives
 from eventing.job.job import (
     API_SOURCE,
     KEY,

@@ -16,8 +16,8 @@ from api.openapi.operation import Body
 from api.routes.jobs import json_response
 from api.routes.route import Call, Routes
 from eventing.errors import BadRequest, NotFound
+from eventing.job.cache.followers import KeptAnswers
 from eventing.job.call.rule import FLAG, NAME, check_fields, object_schema
-from eventing.job.followers import KeptAnswers
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,8 @@ from eventing.cloudevent.result_event import RESULT_TYPES, ending_of, result_eve
 from eventing.cloudevent.webhook_handshake import handshake
 from eventing.errors import BadRequest, InvalidJob, Unavailable
 from eventing.job.job import API_SOURCE, OUR_SOURCES, JobError, JobState
-from eventing.job.store import Ending, JobIntake, LeaseStatus, cursor_order
+from eventing.job.store import Ending, JobIntake, LeaseStatus
+from eventing.job.stream import cursor_order
 from eventing.process.body import BodyReader
 from eventing.telemetry import trace
 from eventing.telemetry.span import followable

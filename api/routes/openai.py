@@ -50,14 +50,14 @@ from api.view.openai import (
 )
 from api.view.outcome import answer_of, failure_of
 from eventing.errors import InvalidJob, NotFound, TorporError
-from eventing.job.cache import directives
+from eventing.job.cache.cache import directives
 from eventing.job.call.fields import CHAT_BATCH_URL, request_schema
 from eventing.job.call.moderation import MODERATION_URL
 from eventing.job.call.rule import FLAG, NAME, nullable
 from eventing.job.capability import Capability
 from eventing.job.job import URL_BY_FIELD, Job, Lane
 from eventing.job.plan import ROUTE_STEP, STEPS_AFTER
-from eventing.job.store import StreamEntry
+from eventing.job.stream import StreamEntry
 from eventing.job.tools.asked import MCP
 from eventing.job.tools.request import OnApproval
 from eventing.settings import ModelCard

@@ -50,7 +50,7 @@ from api.view.response import (
 from api.view.response_stream import Event, Translator, without_repeats, without_text
 from eventing.errors import BadRequest, NotFound, TorporError, WrongState
 from eventing.job.job import Job
-from eventing.job.store import StreamEntry
+from eventing.job.stream import StreamEntry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ from eventing.errors import BadRequest, NotFound, Unavailable
 from eventing.job.answer_links import link_hosts
 from eventing.job.call.reasoning import entries_with_both_names
 from eventing.job.job import Job, JobState
-from eventing.job.store import EntryKind, StreamEntry, calls_of
+from eventing.job.stream import EntryKind, StreamEntry, calls_of
 from eventing.job.tools.progress import progress_of
 from eventing.live.stream_multiplexer import ReaderCutOff, TokenCallback
 from eventing.store.archive import LARGE_BYTES

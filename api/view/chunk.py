@@ -15,7 +15,7 @@ from api.view.outcome import CallFailed, answer_id, answer_of, grounding_in, mod
 from eventing.job.answer_links import link_hosts
 from eventing.job.call.reasoning import choice_with_both_names
 from eventing.job.job import CONTENT_FILTER, Job
-from eventing.job.store import EntryKind, StreamEntry
+from eventing.job.stream import EntryKind, StreamEntry
 
 _PIECE_CHARS: Final = 8_000
 """Of a text, in a chunk: JSON may take six bytes for a character, and a thought stands there twice."""

@@ -25,7 +25,7 @@ from eventing.errors import NotFound
 from eventing.job.answer_links import shown_text
 from eventing.job.job import CONTENT_FILTER, Job, JobId, JobState
 from eventing.job.moderation.inline import single_result
-from eventing.store.job_record import compaction_id
+from eventing.store.job_record.fields import compaction_id
 from eventing.telemetry.cost import cached_tokens
 
 RECORD: Final = "torpor.response"

@@ -29,7 +29,7 @@ from api.view.response import (
 from eventing.job.answer_links import link_hosts
 from eventing.job.job import Job, JobState
 from eventing.job.plan import LIST_TOOLS_STEP, StepStatus
-from eventing.job.store import EntryKind, StreamEntry
+from eventing.job.stream import EntryKind, StreamEntry
 
 Event = dict[str, Any]
 

@@ -12,7 +12,7 @@ from yarl import URL
 from api.http.described import described
 from api.view.items.turns import turn_steps
 from api.webhook.webhook import JOB_WEBHOOK, WebhookDelivery
-from eventing.job.cache import CacheKind
+from eventing.job.cache.cache import CacheKind
 from eventing.job.job import Job
 from eventing.replica import Replica
 

@@ -34,7 +34,7 @@ from eventing.errors import (
     TorporError,
     Unavailable,
 )
-from eventing.job.cache import CacheRules
+from eventing.job.cache.cache import CacheRules
 from eventing.job.job import API_SOURCE, JobError, JobId
 from eventing.job.pipelines.fallback import NO_FALLBACKS, Fallbacks
 from eventing.job.plan import NO_PIPELINES, Pipelines

@@ -13,8 +13,8 @@ from eventing.clock import Clock, SystemClock
 from eventing.cloudevent.event import Event
 from eventing.cloudevent.job_event import planned_event, request_event
 from eventing.errors import NotCached
-from eventing.job.cache import CacheRules, cache_ask, parse_cache_control
-from eventing.job.followers import Followers
+from eventing.job.cache.cache import CacheRules, cache_ask, parse_cache_control
+from eventing.job.cache.followers import Followers
 from eventing.job.job import Job, JobId, JobRequest, JobState
 from eventing.job.moderation.inline import inline_steps
 from eventing.job.pipelines.fallback import NO_FALLBACKS, Fallbacks, fallback_word
@@ -22,7 +22,7 @@ from eventing.job.plan import NO_PIPELINES, TOOLS_STEP, Pipelines, Plan, Planned
 from eventing.job.store import JobIntake, NewJob, Publication
 from eventing.job.tools.request import OnApproval, check_hold, on_approval_of, tool_steps
 from eventing.job.tools.server import NO_TOOLS, ToolConfig
-from eventing.store.job_record import fresh
+from eventing.store.job_record.parse import fresh
 from eventing.store.vector_store.query import RETRIEVE_STEP
 from eventing.telemetry import trace
 

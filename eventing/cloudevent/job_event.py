@@ -12,7 +12,7 @@ from typing import Final
 from eventing.cloudevent import request_id
 from eventing.cloudevent.event import Event
 from eventing.errors import InvalidJob
-from eventing.job.cache import directives
+from eventing.job.cache.cache import directives
 from eventing.job.job import (
     DEFAULT_TENANT,
     NO_FALLBACK,

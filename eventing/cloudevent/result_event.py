@@ -14,15 +14,9 @@ from eventing.cloudevent.event import Event
 from eventing.cloudevent.job_event import common_extensions, rfc3339, sendable
 from eventing.errors import InvalidJob
 from eventing.job.answer_links import shown_result
-from eventing.job.cache import CacheUse
+from eventing.job.cache.cache import CacheUse
 from eventing.job.call.reasoning import body_with_both_names
-from eventing.job.job import (
-    Job,
-    JobError,
-    JobId,
-    JobState,
-    is_job_id,
-)
+from eventing.job.job import Job, JobError, JobId, JobState, is_job_id
 from eventing.job.store import Ending
 
 COMPLETED: Final = "dev.torpor.inference.completed.v1"

@@ -15,7 +15,7 @@ from typing import Any, Final, NewType
 import orjson
 
 from eventing.errors import InvalidJob
-from eventing.job.cache import CacheUse
+from eventing.job.cache.cache import CacheUse
 from eventing.job.call.fields import CHAT_BATCH_URL, check_body
 from eventing.job.call.moderation import MODERATION_URL
 from eventing.job.plan import Hold, Plan, StepRecord, StepStatus

@@ -13,7 +13,8 @@ from typing import Final, Protocol
 
 from eventing.job.job import JobId
 from eventing.job.plan import Hold
-from eventing.job.store import EntryKind, JobReader, StreamEntry, cursor_order
+from eventing.job.store import JobReader
+from eventing.job.stream import EntryKind, StreamEntry, cursor_order
 
 _HELD: Final = (EntryKind.ATTEMPT, EntryKind.TOKENS)
 

@@ -19,7 +19,8 @@ from redis.asyncio.connection import AbstractConnection
 
 from eventing.errors import StoreUnavailable, TorporError
 from eventing.job.job import JobId
-from eventing.job.store import EntryKind, JobReader, StreamEntry, cursor_order
+from eventing.job.store import JobReader
+from eventing.job.stream import EntryKind, StreamEntry, cursor_order
 from eventing.redis import keys
 from eventing.redis.connection import connect, failures_named
 from eventing.redis.stream_entry import parse_flat_entry

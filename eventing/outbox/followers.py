@@ -12,8 +12,8 @@ import structlog
 from eventing.cloudevent.publisher import Publisher
 from eventing.cloudevent.result_event import result_event
 from eventing.errors import BadRequest
-from eventing.job.cache import CacheKind, CacheStatus
-from eventing.job.followers import Followers, FollowerStatus
+from eventing.job.cache.cache import CacheKind, CacheStatus
+from eventing.job.cache.followers import Followers, FollowerStatus
 from eventing.job.job import Job, JobError, JobId, JobState
 from eventing.job.store import Ending, JobIntake
 

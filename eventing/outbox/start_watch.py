@@ -25,8 +25,8 @@ from eventing.job.store import JobSweeper, LeaseSettings, Publication
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
 from eventing.redis.script import Argument, run
-from eventing.store.job_record import fingerprint
-from eventing.store.redis_submit import queue_args
+from eventing.store.job_record.fields import fingerprint
+from eventing.store.redis_call import queue_args
 
 _MOST: Final = 200
 _LONGEST_PAUSE_S: Final = 1.0

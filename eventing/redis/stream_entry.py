@@ -8,7 +8,7 @@ from typing import Final
 
 from eventing.job.job import JobState
 from eventing.job.plan import StepStatus
-from eventing.job.store import EntryKind, StreamEntry
+from eventing.job.stream import EntryKind, StreamEntry
 from eventing.job.tools.call import CallState
 
 _TOKENS_LAYOUT: Final = [b"kind", b"attempt", b"index", b"ids", b"delta"]

@@ -23,7 +23,7 @@ from redis.asyncio import Redis
 
 from eventing.errors import ObjectGone, ObjectsUnavailable
 from eventing.job.job import JobId
-from eventing.job.store import StreamEntry, cursor_order
+from eventing.job.stream import StreamEntry, cursor_order
 from eventing.redis import keys
 from eventing.redis.connection import failures_named, store_now_ms
 from eventing.redis.script import Argument, run

@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from eventing.errors import NotCached
-from eventing.job.cache import CacheAsk, CacheKind, CacheStatus, CacheUse
-from eventing.job.followers import FollowerStatus, FollowerStep
+from eventing.job.cache.cache import CacheAsk, CacheKind, CacheStatus, CacheUse
+from eventing.job.cache.followers import FollowerStatus, FollowerStep
 from eventing.job.job import Job, JobId, JobState, Lane
 from eventing.job.store import LeaseSettings, NewJob, Publication
-from eventing.store.job_record import served_again
+from eventing.store.job_record.parse import served_again
 from eventing.store.memory_index import SWEEP_AFTER_MS, Index, MemoryIndex
 from eventing.store.memory_record import MemoryRecord
 

@@ -13,7 +13,7 @@ import orjson
 from eventing.job.job import Job, JobId
 from eventing.job.list_cursor import LIST_LOOKS, ListCursor, fitting
 from eventing.job.store import ListField, NewJob, Page
-from eventing.store.job_record import listed
+from eventing.store.job_record.parse import listed
 
 SWEEP_AFTER_MS: Final = 10_000
 _HOLD_BY_SWEEPER_MS: Final = 15_000

@@ -14,16 +14,10 @@ from eventing.job.call.usage import Spent, spent_with, usage_with
 from eventing.job.job import REJECTED, AttemptRecord, Job, JobError, JobRequest, JobState
 from eventing.job.plan import Hold, Plan
 from eventing.job.prompt import prompt_start
-from eventing.job.store import (
-    Ending,
-    EntryKind,
-    Lease,
-    LeaseStatus,
-    StreamEntry,
-    TokenBatch,
-    cursor_order,
-)
-from eventing.store.job_record import served_again, stored_result
+from eventing.job.store import Ending, Lease, LeaseStatus, TokenBatch
+from eventing.job.stream import EntryKind, StreamEntry, cursor_order
+from eventing.store.job_record.fields import stored_result
+from eventing.store.job_record.parse import served_again
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from eventing.clock import Clock, SystemClock
 from eventing.errors import BrokerUnavailable, IdempotencyConflict, JobDeleted
-from eventing.job.cache import CacheKind
+from eventing.job.cache.cache import CacheKind
 from eventing.job.job import (
     CONTENT_FILTER_UNAVAILABLE,
     Job,
@@ -36,11 +36,11 @@ from eventing.job.store import (
     Page,
     Publication,
     ReleaseReason,
-    StreamEntry,
     TokenBatch,
-    cursor_order,
 )
-from eventing.store.job_record import ending_fields, fingerprint, fresh, request_of
+from eventing.job.stream import StreamEntry, cursor_order
+from eventing.store.job_record.fields import ending_fields, fingerprint
+from eventing.store.job_record.parse import fresh, request_of
 from eventing.store.memory_cache import MemoryAnswers
 from eventing.store.memory_index import SWEEP_AFTER_MS, MemoryIndex, due, page, take_due
 from eventing.store.memory_record import LATE, MemoryRecord, closed, is_suspect, why_over

@@ -10,14 +10,14 @@ from typing import Any
 import orjson
 from redis.asyncio import Redis
 
-from eventing.job.cache import cache_use_of
-from eventing.job.followers import FollowerStatus, FollowerStep
+from eventing.job.cache.cache import cache_use_of
+from eventing.job.cache.followers import FollowerStatus, FollowerStep
 from eventing.job.job import Job, JobId
 from eventing.job.store import LeaseSettings, NewJob, Publication
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
 from eventing.redis.script import Argument, run
-from eventing.store import job_record
+from eventing.store.job_record.parse import fresh
 
 
 def ask_args(new: NewJob, retention_s: int, *, has_objects: bool) -> bytes:
@@ -45,7 +45,7 @@ def ask_args(new: NewJob, retention_s: int, *, has_objects: bool) -> bytes:
 
 def following(new: NewJob, created_ms: int, leader: bytes, use: bytes) -> Job:
     """The job just recorded as another's follower."""
-    job = job_record.fresh(new, created_ms)
+    job = fresh(new, created_ms)
     return replace(job, follows=leader.decode(), cache=cache_use_of(use))
 
 

@@ -16,7 +16,8 @@ from eventing.job.prompt import is_match
 from eventing.job.store import ListField, Page
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
-from eventing.store import job_record
+from eventing.store.job_record.fields import LABELS_BYTES
+from eventing.store.job_record.parse import LIST_FIELDS, archived_bytes, parse_job
 
 _SCAN: Final = 100
 _STATE: Final = ("state", "tenant", "dead")
@@ -116,7 +117,7 @@ class RedisList:
         if ListField.RESULT in include:
             for row in fit:
                 await self._fetch_result(row.record)
-        jobs = [job_record.parse(row.place.job_id, row.record) for row in fit]
+        jobs = [parse_job(row.place.job_id, row.record) for row in fit]
         return jobs, len(fit) == len(rows)
 
     async def _narrow(
@@ -128,17 +129,17 @@ class RedisList:
         lengths_of = ("metadata", *include)
         async with failures_named(), self._redis.pipeline(transaction=False) as pipe:
             for place in places:
-                pipe.hmget(keys.job(place.job_id), job_record.LIST_FIELDS)
+                pipe.hmget(keys.job(place.job_id), LIST_FIELDS)
                 for name in lengths_of:
                     pipe.hstrlen(keys.job(place.job_id), name)
             answers = iter(await pipe.execute())
         rows = []
         for place in places:
-            record = _record(job_record.LIST_FIELDS, next(answers))
+            record = _record(LIST_FIELDS, next(answers))
             metadata_bytes, *sizes = (next(answers) for _ in lengths_of)
             if ListField.RESULT in include:
-                sizes.append(job_record.archived_bytes(record))
-            is_short = b"labels" not in record and metadata_bytes <= job_record.LABELS_BYTES
+                sizes.append(archived_bytes(record))
+            is_short = b"labels" not in record and metadata_bytes <= LABELS_BYTES
             wide = [*include, *(["metadata"] if is_short and metadata_bytes else [])]
             rows.append(_Row(place, record, wide, sum(sizes)))
         return rows

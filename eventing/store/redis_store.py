@@ -16,26 +16,13 @@ from redis.asyncio import Redis
 
 from eventing.cloudevent.event import to_record
 from eventing.cloudevent.job_event import request_event
-from eventing.errors import (
-    ConversationLocked,
-    ObjectGone,
-    ObjectsUnavailable,
-)
-from eventing.job.job import (
-    Job,
-    JobError,
-    JobId,
-    JobRequest,
-    JobState,
-    derive_job_id,
-)
-from eventing.job.plan import Hold, Plan
+from eventing.errors import ConversationLocked, ObjectGone, ObjectsUnavailable
+from eventing.job.job import Job, JobError, JobId, JobRequest, JobState, derive_job_id
+from eventing.job.plan import Plan
 from eventing.job.store import (
     ARRIVED,
     Acquired,
-    AcquireStatus,
     Ending,
-    EntryKind,
     Lease,
     LeaseSettings,
     LeaseStatus,
@@ -44,9 +31,9 @@ from eventing.job.store import (
     Page,
     Publication,
     ReleaseReason,
-    StreamEntry,
     TokenBatch,
 )
+from eventing.job.stream import EntryKind, StreamEntry
 from eventing.known_fields import known_value
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
@@ -54,12 +41,23 @@ from eventing.redis.multiplexed_connection import SharedRedis
 from eventing.redis.replicated import ReplicatedWrites
 from eventing.redis.script import Argument, Call, run_all, send
 from eventing.redis.stream_entry import parse_entry
-from eventing.store import job_record
+from eventing.store.job_record.fields import ending_fields, fingerprint, new_fields, withheld_field
+from eventing.store.job_record.parse import fresh, parse_job, request_of
 from eventing.store.objects.object_ref import ObjectRef
 from eventing.store.redis_cache import RedisAnswers, following
+from eventing.store.redis_call import (
+    LOCKED,
+    acquire_call,
+    acquired_from,
+    append_args,
+    batch_args,
+    job_keys,
+    redrive_call,
+    refusal_of,
+    submit_call,
+)
 from eventing.store.redis_index import RedisIndex
 from eventing.store.redis_list import Marks, RedisList
-from eventing.store.redis_submit import LOCKED, fallback_args, queue_args, refusal_of, submit_call
 
 
 class ArchiveReader(Protocol):
@@ -106,10 +104,10 @@ class RedisStore:
         ((status, created_ms, *more),) = await self._promise([call])
         match status:
             case b"created":
-                return job_record.fresh(new, int(created_ms)), True
+                return fresh(new, int(created_ms)), True
             case b"exists":
                 job = await self.get(new.id)
-                return job or job_record.fresh(new, int(created_ms)), False
+                return job or fresh(new, int(created_ms)), False
             case b"hit":
                 return await self._served(new, more[0]), True
             case b"follows":
@@ -128,7 +126,7 @@ class RedisStore:
             if new.cache is not None:
                 await self.answers.forget_answer(new.tenant, new.cache.key)
             raise ObjectsUnavailable("a kept answer is gone; try again") from error
-        job = job_record.parse(new.id, record)
+        job = parse_job(new.id, record)
         assert job is not None  # noqa: S101 (the script has just written it)
         return job
 
@@ -145,10 +143,10 @@ class RedisStore:
 
     async def reject(self, new: NewJob, error: JobError, raw: bytes) -> bool:
         args: list[Argument] = [
-            job_record.fingerprint(raw, new.tenant),
+            fingerprint(raw, new.tenant),
             self._settings.dead_letter_retention_s,
             orjson.dumps(error.to_dict()),
-            *job_record.new_fields(replace(new, request=job_record.request_of(raw)), raw),
+            *new_fields(replace(new, request=request_of(raw)), raw),
         ]
         names = [keys.job(new.id), keys.jobs_of(new.tenant)]
         (answer,) = await self._promise([("reject", names, args)])
@@ -159,7 +157,7 @@ class RedisStore:
             record = await self._redis.hgetall(keys.job(job_id))
         if with_result:
             await self._fetch_result(record)
-        return job_record.parse(job_id, record)
+        return parse_job(job_id, record)
 
     async def _fetch_result(self, record: dict[bytes, bytes]) -> None:
         """Put an archived result where it was in the record."""
@@ -213,37 +211,17 @@ class RedisStore:
         is_exclusive: bool = False,
         expected: NewJob | None = None,
     ) -> Acquired:
-        s = self._settings
-        args: list[Argument] = [
-            owner,
-            s.lease_ms,
-            s.max_attempts,
-            int(can_resume),
-            s.dead_letter_retention_s,
-            int(is_exclusive),
-            job_record.fingerprint(expected.request.to_json(), expected.tenant) if expected else "",
-            lease_id := secrets.token_hex(8),
+        call = acquire_call(
             job_id,
-        ]
-        (answer,) = await self._run_all([("acquire", job_keys(job_id), args)])
-        status = AcquireStatus(answer[0].decode())
-        match status:
-            case AcquireStatus.ACQUIRED:
-                attempt, tokens, void = (int(number) for number in answer[1:4])
-                lease = Lease(job_id, attempt, lease_id)
-                return Acquired(
-                    status=status,
-                    lease=lease,
-                    token_count=tokens,
-                    void_count=void,
-                    hold=known_value(Hold, answer[4].decode()),
-                    turn_begin=int(answer[5]),
-                    first_after=answer[6].decode(),
-                )
-            case AcquireStatus.HELD:
-                return Acquired(status=status, lease_left_ms=int(answer[1]))
-            case _:
-                return Acquired(status=status)
+            owner,
+            self._settings,
+            lease_id=(lease_id := secrets.token_hex(8)),
+            can_resume=can_resume,
+            is_exclusive=is_exclusive,
+            expected=expected,
+        )
+        (answer,) = await self._run_all([call])
+        return acquired_from(answer, job_id, lease_id)
 
     async def renew(self, leases: Sequence[Lease], *, extend: bool) -> list[LeaseStatus]:
         lease_ms = self._settings.lease_ms if extend else 0
@@ -277,7 +255,7 @@ class RedisStore:
         """Run a script that ends a job; again with the event of the first step after the predictor where it says that
         one judges the answer first.
         """
-        fields = job_record.ending_fields(ending)
+        fields = ending_fields(ending)
         recheck_ms = self._settings.republish_after_s * 1000
         call = [*args, "", recheck_ms, *fields]
         (answer,) = await self._promise([(script, job_keys(job_id), call)])
@@ -286,7 +264,7 @@ class RedisStore:
             if job is None or job.plan is None:
                 return LeaseStatus.MISSING
             event = to_record(request_event(replace(job, step=job.plan.first_after)))
-            call = [*args, event, recheck_ms, *fields, *job_record.withheld_field(ending)]
+            call = [*args, event, recheck_ms, *fields, *withheld_field(ending)]
             (answer,) = await self._promise([(script, job_keys(job_id), call)])
         return LeaseStatus(answer.decode())
 
@@ -330,22 +308,8 @@ class RedisStore:
         publication: Publication = ARRIVED,
         plan: Plan | None = None,
     ) -> bool:
-        args: list[Argument] = [
-            int(request is not None),
-            job.attempt,
-            self._settings.republish_after_s * 1000,
-            int(publication.max_unpublished is not None),
-            publication.event,
-            *queue_args(publication),
-        ]
-        if request is not None:
-            text = request.to_json()
-            sha = job_record.fingerprint(text, job.tenant)
-            shown = job_record.shown_fields(request).items()
-            args += ["request", text, "sha", sha, *(part for pair in shown for part in pair)]
-            args += job_record.plan_fields(plan, publication.after_queues)
-            args += fallback_args(publication)
-        (answer,) = await self._promise([("redrive", job_keys(job.id), args)])
+        call = redrive_call(job, request, publication, plan, self._settings)
+        (answer,) = await self._promise([call])
         if answer == b"locked":
             raise ConversationLocked(LOCKED)
         return bool(answer == b"queued")
@@ -422,19 +386,3 @@ class RedisStore:
         s = self._settings
         retention_s = s.dead_letter_retention_s if ending.is_dead_letter else s.retention_s
         return [ending.state, retention_s, int(ending.is_dead_letter)]
-
-
-def job_keys(job_id: JobId) -> list[str]:
-    """The keys of scripts that write a job and its stream."""
-    return [keys.job(job_id), keys.tokens(job_id)]
-
-
-def batch_args(batch: TokenBatch) -> list[Argument]:
-    """Index, number of tokens, their ids, and what readers are shown."""
-    ids = " ".join(map(str, batch.token_ids))
-    return [batch.index, len(batch.token_ids), ids, batch.delta]
-
-
-def append_args(batch: TokenBatch) -> list[Argument]:
-    """The same, and the position up to which they are shown it."""
-    return [*batch_args(batch), "" if batch.shown is None else batch.shown]

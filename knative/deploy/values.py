@@ -26,7 +26,7 @@ from pydantic_core import ErrorDetails
 from yarl import URL
 
 from eventing.errors import BadRequest, InvalidJob
-from eventing.job.cache import parse_cache_rules
+from eventing.job.cache.cache import parse_cache_rules
 from eventing.job.capability import Capability
 from eventing.job.pipelines.audit import check_critics, parse_audit_rules
 from eventing.job.pipelines.document import check_served, parse_pipelines

@@ -28,7 +28,7 @@ from eventing.errors import (
 from eventing.job.job import API_SOURCE, Job
 from eventing.job.plan import Hold
 from eventing.job.store import Acquired, AcquireStatus, JobWorker, NewJob, ReleaseReason
-from eventing.store.job_record import fresh
+from eventing.store.job_record.parse import fresh
 from eventing.telemetry import trace
 from eventing.telemetry.log import log_context
 from eventing.telemetry.metric.ledger import GpuAccount

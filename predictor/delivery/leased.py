@@ -5,11 +5,7 @@ from dataclasses import dataclass, field
 from eventing.job.job import API_SOURCE, Job
 from eventing.job.plan import TOOLS_STEP, Hold
 from eventing.job.store import Acquired
-from predictor.engine.engine import (
-    PREFIX,
-    EngineRequest,
-    known_prefix,
-)
+from predictor.engine.engine import PREFIX, EngineRequest, known_prefix
 from predictor.generation.checkpoint import Checkpoint
 from predictor.generation.generation import Attempt
 

@@ -15,7 +15,8 @@ import orjson
 
 from eventing.errors import StoreUnavailable
 from eventing.job.job import JobId
-from eventing.job.store import EntryKind, JobWorker, Lease, LeaseStatus, TokenBatch
+from eventing.job.store import JobWorker, Lease, LeaseStatus, TokenBatch
+from eventing.job.stream import EntryKind
 from predictor import metrics
 from predictor.generation.append_batcher import AppendBatcher
 from predictor.generation.replay_filter import Entry, ReplayFilter, coalesce

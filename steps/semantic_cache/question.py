@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import orjson
 
-from eventing.job.cache_key import canonical_body
+from eventing.job.cache.key import canonical_body
 
 LONGEST: Final = 2000
 """Characters of a question; a longer text holds more than a question."""

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eventing.errors import InvalidJob
-from eventing.job.cache import DEFAULT_TTL_S, LONGEST_TTL_S
+from eventing.job.cache.cache import DEFAULT_TTL_S, LONGEST_TTL_S
 from eventing.process.setting import HttpUrl
 from steps.semantic_cache.rule import Least
 from steps.semantic_cache.shadow import Budget

@@ -12,7 +12,7 @@ import structlog
 
 from eventing.clock import Clock
 from eventing.errors import InvalidJob, Unavailable
-from eventing.job.cache import (
+from eventing.job.cache.cache import (
     CacheControl,
     CacheKind,
     CacheStatus,
@@ -21,7 +21,8 @@ from eventing.job.cache import (
     parse_cache_control,
 )
 from eventing.job.job import Job, JobState
-from eventing.job.store import EntryKind, JobReader, TokenBatch
+from eventing.job.store import JobReader, TokenBatch
+from eventing.job.stream import EntryKind
 from eventing.telemetry.metric.series import labelled
 from steps.embedding.embedder import Embedder
 from steps.handler import Answer, Continue, NotInstalled, Skip, StepCall, StepOutcome

@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 
-from eventing.job.cache import parse_cache_control
+from eventing.job.cache.cache import parse_cache_control
 from eventing.job.job import Job, JobId, JobState
 from eventing.job.store import JobReader
 from steps.embedding.embedder import Embedder

@@ -14,7 +14,6 @@ from eventing.job.step import StepStore
 from eventing.job.store import (
     ARRIVED,
     Ending,
-    EntryKind,
     JobReader,
     JobWorker,
     Lease,
@@ -26,6 +25,7 @@ from eventing.job.store import (
     Store,
     TokenBatch,
 )
+from eventing.job.stream import EntryKind
 from eventing.redis import keys
 from eventing.store.steps.memory_steps import MemoryStepStore
 from eventing.store.steps.redis_steps import RedisStepStore

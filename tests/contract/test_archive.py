@@ -9,9 +9,10 @@ from redis.asyncio import Redis
 
 from eventing.cloudevent.result_event import result_event
 from eventing.errors import ObjectGone, ObjectsUnavailable
-from eventing.job.cache import CacheAsk
+from eventing.job.cache.cache import CacheAsk
 from eventing.job.job import Job, JobState
-from eventing.job.store import Ending, EntryKind, ListField, StreamEntry, TokenBatch
+from eventing.job.store import Ending, ListField, TokenBatch
+from eventing.job.stream import EntryKind, StreamEntry
 from eventing.live.ended import EndedConsumer
 from eventing.live.stream_multiplexer import StreamMultiplexer
 from eventing.redis import keys

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from api.audit.critic import Verdict
 from api.audit.estimate import AuditedCounts
 from eventing.errors import Unavailable
-from eventing.job.cache import CacheKind, CacheStatus, CacheUse
+from eventing.job.cache.cache import CacheKind, CacheStatus, CacheUse
 from eventing.job.job import JobState, Lane, derive_job_id
 from eventing.job.pipelines.audit import AUDIT_TENANT, AuditRule, audit_job_id
 from eventing.redis import keys

@@ -10,9 +10,9 @@ from aiohttp.test_utils import TestServer
 from redis.asyncio import Redis
 
 from eventing.errors import InvalidJob
-from eventing.job.cache import CacheKind
+from eventing.job.cache.cache import CacheKind
 from eventing.job.job import JobId
-from eventing.job.store import EntryKind
+from eventing.job.stream import EntryKind
 from eventing.live.ended import EndedConsumer
 from eventing.redis import keys
 from eventing.redis.connection import connect

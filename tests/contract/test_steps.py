@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from eventing.job.cache import CacheAsk, CacheKind, CacheStatus, CacheUse
+from eventing.job.cache.cache import CacheAsk, CacheKind, CacheStatus, CacheUse
 from eventing.job.job import Job, JobError, JobRequest, JobState
 from eventing.job.pipelines.document import parse_pipelines
 from eventing.job.plan import Plan, StepStatus
 from eventing.job.step import AdvanceStatus, BeginStatus, StepEnd, StepRun
-from eventing.job.store import AcquireStatus, Ending, EntryKind, NewJob, Publication, TokenBatch
+from eventing.job.store import AcquireStatus, Ending, NewJob, Publication, TokenBatch
+from eventing.job.stream import EntryKind
 from tests.contract.rig import ANSWER, FAULT, Rig, dead, ids_of, job_id, new_job, redrive, started
 
 PLAN = parse_pipelines({"m": {"steps": [{"step": "a", "settings": {"k": [1, {}]}}, "b"]}})["m"]

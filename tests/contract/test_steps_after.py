@@ -13,13 +13,13 @@ from eventing.job.step import AdvanceStatus, BeginStatus, StepEnd, StepRun, Verd
 from eventing.job.store import (
     AcquireStatus,
     Ending,
-    EntryKind,
     Lease,
     LeaseStatus,
     NewJob,
     ReleaseReason,
     TokenBatch,
 )
+from eventing.job.stream import EntryKind
 from tests.contract.rig import FAULT, Rig, append, ids_of, job_id, new_job, redrive
 
 BLOCK = {"step": "validate-output", "settings": {"mode": "block"}}

@@ -7,10 +7,11 @@ import pytest
 from redis.asyncio import Redis
 
 from eventing.errors import NotCached
-from eventing.job.cache import CacheAsk, CacheStatus
-from eventing.job.followers import Answers, FollowerStatus
+from eventing.job.cache.cache import CacheAsk, CacheStatus
+from eventing.job.cache.followers import Answers, FollowerStatus
 from eventing.job.job import Job, JobState, Lane
-from eventing.job.store import ARRIVED, Ending, EntryKind, NewJob, TokenBatch
+from eventing.job.store import ARRIVED, Ending, NewJob, TokenBatch
+from eventing.job.stream import EntryKind
 from eventing.redis import keys
 from tests.contract.rig import ANSWER, RedisRig, Rig, append, finish, ids_of, job_id, new_job
 

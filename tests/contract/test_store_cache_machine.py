@@ -9,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import initialize, rule, run_state_machine_as_test
 
-from eventing.job.cache import CacheAsk
-from eventing.job.followers import FollowerStatus
+from eventing.job.cache.cache import CacheAsk
+from eventing.job.cache.followers import FollowerStatus
 from eventing.job.store import Publication, Store, TokenBatch
 from tests.contract.rig import job_id, new_job
 from tests.contract.test_store_cache import answers

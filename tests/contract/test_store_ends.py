@@ -7,14 +7,8 @@ import pytest
 
 from eventing.errors import JobDeleted, ResultTooLarge
 from eventing.job.job import JobState
-from eventing.job.store import (
-    AcquireStatus,
-    Ending,
-    EntryKind,
-    LeaseStatus,
-    ReleaseReason,
-    TokenBatch,
-)
+from eventing.job.store import AcquireStatus, Ending, LeaseStatus, ReleaseReason, TokenBatch
+from eventing.job.stream import EntryKind
 from tests.contract.rig import (
     ANSWER,
     FAULT,

@@ -10,11 +10,11 @@ from eventing.job.store import (
     Acquired,
     AcquireStatus,
     Ending,
-    EntryKind,
     LeaseStatus,
     ReleaseReason,
     TokenBatch,
 )
+from eventing.job.stream import EntryKind
 from tests.contract.rig import (
     ANSWER,
     FAULT,

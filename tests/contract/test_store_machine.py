@@ -24,9 +24,9 @@ from eventing.job.store import (
     Publication,
     ReleaseReason,
     Store,
-    StreamEntry,
     TokenBatch,
 )
+from eventing.job.stream import StreamEntry
 from eventing.redis.connection import connect
 from tests.contract.rig import (
     SETTINGS,

@@ -2,7 +2,8 @@
 
 import pytest
 
-from eventing.job.store import EntryKind, LeaseStatus, ReleaseReason, TokenBatch
+from eventing.job.store import LeaseStatus, ReleaseReason, TokenBatch
+from eventing.job.stream import EntryKind
 from tests.contract.rig import FAULT, LEASE_MS, NOBODYS, Rig, append, ids_of, job_id, started
 
 

@@ -12,15 +12,8 @@ from api.view.response import output_items
 from eventing.job.job import JobError, JobState
 from eventing.job.plan import Plan, PlannedStep, StepStatus
 from eventing.job.step import StepEnd, StepRun, Verdict
-from eventing.job.store import (
-    ConversationTurn,
-    EntryKind,
-    LeaseStatus,
-    Publication,
-    ReleaseReason,
-    TokenBatch,
-    calls_of,
-)
+from eventing.job.store import ConversationTurn, LeaseStatus, Publication, ReleaseReason, TokenBatch
+from eventing.job.stream import EntryKind, calls_of
 from eventing.job.tools.call import CallState
 from eventing.job.tools.store import CallEnd
 from eventing.redis import keys

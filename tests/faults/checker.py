@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from eventing.job.job import JobId
-from eventing.job.store import EntryKind
+from eventing.job.stream import EntryKind
 from tests.faults.dump import JobDump, StoreDump, shown_text
 from tests.faults.history import Kind, Line
 

@@ -7,7 +7,7 @@ from redis.asyncio import Redis
 
 from eventing.broker.queue.view import QueueView
 from eventing.job.job import Job, JobId, is_job_id
-from eventing.job.store import EntryKind, StreamEntry
+from eventing.job.stream import EntryKind, StreamEntry
 from eventing.redis import keys
 from eventing.store.redis_store import RedisStore
 

@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from eventing.job.job import JobId, JobState
-from eventing.job.store import EntryKind, StreamEntry
+from eventing.job.stream import EntryKind, StreamEntry
 from tests.faults.checker import Rules, check
 from tests.faults.dump import JobDump, StoreDump
 from tests.faults.history import History, Kind, Line, read

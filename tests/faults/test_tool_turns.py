@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from eventing.job.job import Job, JobId
-from eventing.job.store import EntryKind
+from eventing.job.stream import EntryKind
 from tests.faults.processes import System, running
 from tests.faults.programs import Tuning, Zygote
 from tests.faults.tool_server import ToolServer, tool_server

@@ -13,7 +13,7 @@ import pytest
 
 from eventing.cloudevent.event import Event
 from eventing.job.job import Job, JobState
-from eventing.job.store import EntryKind
+from eventing.job.stream import EntryKind
 from eventing.store.redis_store import RedisStore
 from tests.awake import awake_s
 from tests.integration.predictor_process import LEASE_S, predictors

@@ -29,7 +29,8 @@ from redis.asyncio import Redis
 
 from eventing.cloudevent.event import Event
 from eventing.job.job import JobError, JobState
-from eventing.job.store import AcquireStatus, EntryKind, ReleaseReason
+from eventing.job.store import AcquireStatus, ReleaseReason
+from eventing.job.stream import EntryKind
 from eventing.redis import keys
 from eventing.redis.connection import connect
 from eventing.redis.multiplexed_connection import SharedRedis

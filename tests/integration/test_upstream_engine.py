@@ -12,7 +12,7 @@ import pytest
 from eventing.cloudevent.event import Event
 from eventing.errors import StoreUnavailable
 from eventing.job.job import Job, JobState
-from eventing.job.store import EntryKind
+from eventing.job.stream import EntryKind
 from eventing.process.egress import AllowList
 from eventing.redis.connection import connect
 from eventing.store.redis_store import RedisStore

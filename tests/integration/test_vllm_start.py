@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from eventing.job.store import EntryKind
+from eventing.job.stream import EntryKind
 from predictor.engine.engine import ColdStartPhase, EngineRequest
 from predictor.engine.vllm.engine import STOP_TIMEOUT_S, VllmEngine, VllmSettings
 from predictor.engine.vllm.start import build_config, parse_arguments, prepare_environment

@@ -17,7 +17,7 @@ from pydantic.config import JsonDict
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from eventing.errors import BadRequest
-from eventing.job.cache import load_cache_rules
+from eventing.job.cache.cache import load_cache_rules
 from eventing.job.pipelines.audit import check_critics, load_audit_rules
 from eventing.job.pipelines.document import check_served, load_pipelines
 from eventing.job.pipelines.fallback import check_fallbacks, load_fallbacks

@@ -20,7 +20,7 @@ from api.view.items.tools import (
 )
 from eventing.job.job import Job
 from eventing.job.plan import LIST_TOOLS_STEP, StepStatus
-from eventing.job.store import EntryKind, StreamEntry, calls_of
+from eventing.job.stream import EntryKind, StreamEntry, calls_of
 from eventing.job.tools.call import CallState, ToolCall, item_id
 from eventing.job.tools.tool_list import pinned_servers
 

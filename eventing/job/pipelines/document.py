@@ -1,7 +1,7 @@
 """The plans in a pipelines file: read, checked and made. Pure, once the file is read.
 
 Called by the settings of api, broker and steps, and by what checks an installation. What reads the other entries of a
-model: `eventing.job.cache`, `eventing.job.pipelines.audit` and `eventing.job.pipelines.fallback`.
+model: `eventing.job.cache.cache`, `eventing.job.pipelines.audit` and `eventing.job.pipelines.fallback`.
 """
 
 import re

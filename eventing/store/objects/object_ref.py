@@ -1,13 +1,13 @@
 """The reference that a record keeps to the object with its job's large result and token stream.
 
-Called by `eventing.store.archive`, which makes it, and `eventing.store.job_record`. No I/O.
+Called by `eventing.store.archive`, which makes it, and `eventing.store.job_record.parse`. No I/O.
 """
 
 from dataclasses import dataclass
 
 import orjson
 
-from eventing.job.store import cursor_order
+from eventing.job.stream import cursor_order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,8 +9,10 @@ import orjson
 from eventing.job.job import Job, JobId
 from eventing.job.plan import Plan, StepRecord, StepStatus
 from eventing.job.step import AdvanceStatus, BeginStatus, Begun, StepEnd, StepRun, Verdict
-from eventing.job.store import ARRIVED, EntryKind, LeaseStatus, Publication
-from eventing.store.job_record import fingerprint, request_of
+from eventing.job.store import ARRIVED, LeaseStatus, Publication
+from eventing.job.stream import EntryKind
+from eventing.store.job_record.fields import fingerprint
+from eventing.store.job_record.parse import request_of
 from eventing.store.memory_index import SWEEP_AFTER_MS
 from eventing.store.memory_record import MemoryRecord
 from eventing.store.memory_store import MemoryStore

@@ -14,9 +14,10 @@ from eventing.job.store import ARRIVED, Ending, Publication
 from eventing.redis import keys
 from eventing.redis.connection import failures_named
 from eventing.redis.script import Argument, run_all
-from eventing.store import job_record
-from eventing.store.redis_store import RedisStore, batch_args, job_keys
-from eventing.store.redis_submit import fallback_args, queue_args
+from eventing.store.job_record.fields import ending_fields, fingerprint, plan_fields
+from eventing.store.job_record.parse import parse_job
+from eventing.store.redis_call import batch_args, fallback_args, job_keys, queue_args
+from eventing.store.redis_store import RedisStore
 
 
 class RedisStepStore(RedisStore):
@@ -34,7 +35,7 @@ class RedisStepStore(RedisStore):
                 self._redis, [("begin_step", job_keys(job_id), args)], read
             )
         status = BeginStatus(answer[0].decode())
-        job = job_record.parse(job_id, _pairs(flat))
+        job = parse_job(job_id, _pairs(flat))
         if status is not BeginStatus.BEGUN:
             return Begun(status=status, job=job)
         return Begun(status=status, job=job, number=int(answer[1]), is_suspect=answer[2] == 1)
@@ -59,10 +60,10 @@ class RedisStepStore(RedisStore):
             *(part for batch in end.tokens for part in batch_args(batch)),
         ]
         if end.ending is not None:
-            args += job_record.ending_fields(end.ending)
+            args += ending_fields(end.ending)
         elif end.prepared is not None:
             text = end.prepared.to_json()
-            sha = job_record.fingerprint(text, run.tenant)
+            sha = fingerprint(text, run.tenant)
             args += ["prepared", text, "prepared_sha", sha]
         if end.result is not None:
             is_end = end.verdict is Verdict.ACCEPT
@@ -82,7 +83,7 @@ class RedisStepStore(RedisStore):
             int(publication.max_unpublished is not None),
             publication.event,
             *queue_args(publication),
-            *job_record.plan_fields(Plan(steps=())),
+            *plan_fields(Plan(steps=())),
             *fallback_args(publication),
         ]
         (answer,) = await self._run_all([("plan_nothing", [keys.job(job_id)], args)])

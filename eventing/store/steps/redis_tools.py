@@ -42,9 +42,9 @@ from eventing.redis.connection import failures_named
 from eventing.redis.multiplexed_connection import SharedRedis
 from eventing.redis.replicated import ReplicatedWrites
 from eventing.redis.script import Argument, run_all, send
-from eventing.store import job_record
-from eventing.store.redis_store import ArchiveReader, job_keys
-from eventing.store.redis_submit import queue_args
+from eventing.store.job_record.parse import parse_job
+from eventing.store.redis_call import job_keys, queue_args
+from eventing.store.redis_store import ArchiveReader
 from eventing.store.steps.redis_steps import RedisStepStore
 
 FIRST_OF_EPOCH: Final = 1000
@@ -155,7 +155,7 @@ class RedisToolStore(RedisStepStore):
             with suppress(StoreUnavailable):
                 await self._take_back(job_id, turn, place, mark)
             raise
-        job = job_record.parse(job_id, dict(zip(flat[::2], flat[1::2], strict=True)))
+        job = parse_job(job_id, dict(zip(flat[::2], flat[1::2], strict=True)))
         is_held = status == b"held"
         return Sent(
             status=SendStatus(status.decode()),

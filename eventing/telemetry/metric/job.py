@@ -13,7 +13,7 @@ import structlog
 from prometheus_client import Counter, Histogram
 
 from eventing.errors import StoreUnavailable
-from eventing.job.cache import CacheKind, CacheStatus, CacheUse
+from eventing.job.cache.cache import CacheKind, CacheStatus, CacheUse
 from eventing.job.job import REJECTED, Job, JobId, JobState, Lane
 from eventing.telemetry.cost import ANSWER, KINDS, MICRO, UNPRICED, Price, spent_tokens
 from eventing.telemetry.metric import regret, routing

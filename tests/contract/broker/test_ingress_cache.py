@@ -18,7 +18,7 @@ from eventing.broker.settings import BrokerSettings
 from eventing.cloudevent.event import from_record
 from eventing.cloudevent.job_event import REQUESTED
 from eventing.cloudevent.result_event import COMPLETED
-from eventing.job.cache import CacheKind, CacheStatus, CacheUse
+from eventing.job.cache.cache import CacheKind, CacheStatus, CacheUse
 from eventing.job.job import Job, JobId, JobState, derive_job_id
 from eventing.job.store import Ending
 from eventing.outbox.followers import FollowerListener

@@ -11,7 +11,8 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from eventing.job.job import JobId, new_job_id, parse_request
-from eventing.job.store import EntryKind, NewJob, StreamEntry
+from eventing.job.store import NewJob
+from eventing.job.stream import EntryKind, StreamEntry
 from eventing.live import stream_multiplexer as token_hub
 from eventing.live.stream_multiplexer import Reader, ReaderCutOff, StreamMultiplexer
 from eventing.store.redis_store import RedisStore

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from api.view.response_stream import Translator
 from eventing.job.job import Job, JobId, JobRequest, JobState
-from eventing.job.store import EntryKind, StreamEntry
+from eventing.job.stream import EntryKind, StreamEntry
 
 RECORD: dict[str, Any] = {"background": True, "stream": True, "store": True, "input": []}
 JOB = Job(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from api.http.sse import frame
 from api.routes.stream import entry_event, parse_cursor, token_frame
 from eventing.errors import BadRequest
-from eventing.job.store import EntryKind, StreamEntry
+from eventing.job.stream import EntryKind, StreamEntry
 from eventing.job.tools.call import CallState
 from eventing.redis.stream_entry import parse_entry, parse_flat_entry
 

@@ -21,7 +21,7 @@ from eventing.errors import BadRequest
 from eventing.job.job import Lane
 from eventing.job.moderation.claim import Claim
 from eventing.job.pipelines.audit import AUDIT_TENANT, AuditRule
-from eventing.store.job_record import fresh
+from eventing.store.job_record.parse import fresh
 
 JUDGE = Critic(name="judge", version="v", max_tokens=512, claim_tokens=1500)
 CLAIM = Claim(question="Who?", answer="Ann did.", passages=("Ann did it.",))

@@ -11,7 +11,7 @@ from api.view.chunk import Chunker, Restarted
 from api.view.outcome import answer_of
 from eventing.job.job import Job, JobId, JobRequest, JobState
 from eventing.job.plan import TOOLS_STEP, Plan, PlannedStep
-from eventing.job.store import EntryKind, StreamEntry
+from eventing.job.stream import EntryKind, StreamEntry
 from eventing.job.tools.call import CallState, ToolCall, Turn
 
 OWN = {"type": "function", "function": {"name": "ask"}}

@@ -6,7 +6,7 @@ from api.job.live import _Reading, last_state
 from api.job.stream_position import StreamPosition
 from eventing.job.job import JobState
 from eventing.job.plan import LIST_TOOLS_STEP, TOOLS_STEP, Plan, PlannedStep, StepStatus
-from eventing.job.store import EntryKind, StreamEntry
+from eventing.job.stream import EntryKind, StreamEntry
 from eventing.job.tools.call import CallState
 from tests.unit.api.test_turn_views import WAITING
 

@@ -14,7 +14,7 @@ from api.view.response_stream import Translator
 from eventing.errors import InvalidJob
 from eventing.job.job import Job, JobId, JobRequest, JobState
 from eventing.job.plan import LIST_TOOLS_STEP, TOOLS_STEP, Plan, PlannedStep, StepStatus
-from eventing.job.store import EntryKind, StreamEntry
+from eventing.job.stream import EntryKind, StreamEntry
 from eventing.job.tools.call import CallState, ToolCall, Turn, approval_item_id
 from eventing.job.tools.tool_list import PinnedServer, PinnedTool, to_json
 from eventing.store.conversation.messages import messages_of

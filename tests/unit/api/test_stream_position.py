@@ -3,7 +3,7 @@
 import pytest
 
 from api.job.stream_position import StreamFault, StreamPosition, before
-from eventing.job.store import EntryKind, StreamEntry, cursor_order
+from eventing.job.stream import EntryKind, StreamEntry, cursor_order
 
 
 def tokens(index: int, count: int, attempt: int = 1) -> StreamEntry:

@@ -8,7 +8,7 @@ import pytest
 from api.view.timeline import timeline
 from api.webhook.schedule import TryVerdict
 from api.webhook.webhook import JOB_WEBHOOK, Try, WebhookDelivery
-from eventing.job.cache import CacheKind, CacheStatus, CacheUse
+from eventing.job.cache.cache import CacheKind, CacheStatus, CacheUse
 from eventing.job.job import AttemptRecord, Job, JobId, JobRequest, JobState
 from eventing.replica import Replica
 

@@ -7,7 +7,7 @@ import pytest
 
 from api.limit.usage import measures_of
 from api.view.response import usage_view
-from eventing.job.cache import CacheKind, CacheStatus, CacheUse
+from eventing.job.cache.cache import CacheKind, CacheStatus, CacheUse
 from eventing.job.job import Job, JobId, JobRequest, JobState
 from eventing.telemetry.cost import Price, Prices, TokenPrice
 

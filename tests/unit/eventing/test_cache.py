@@ -7,7 +7,7 @@ from typing import Any, Final
 import pytest
 
 from eventing.errors import BadRequest
-from eventing.job.cache import (
+from eventing.job.cache.cache import (
     CacheControl,
     CacheKind,
     CacheRule,
@@ -18,7 +18,7 @@ from eventing.job.cache import (
     parse_cache_control,
     parse_cache_rules,
 )
-from eventing.job.cache_key import IGNORED, cache_key
+from eventing.job.cache.key import IGNORED, cache_key
 from eventing.job.pipelines.document import parse_pipelines
 from eventing.job.plan import Plan, PlannedStep
 from tests.unit.eventing.cache_twins import TWINS, twin

@@ -15,12 +15,12 @@ from eventing.api_key import FileKeys, RedisKeys, mint
 from eventing.cloudevent.result_event import ending_of, result_event
 from eventing.errors import NewerRecord
 from eventing.job.job import AttemptRecord, Job, JobError, JobId, JobRequest, JobState, Lane
-from eventing.job.store import EntryKind, calls_of
+from eventing.job.stream import EntryKind, calls_of
 from eventing.job.tools.call import CallState
 from eventing.known_fields import VERSION, known_fields
 from eventing.redis.stream_entry import parse_flat_entry
 from eventing.store.file_store import FileCard, FileStore
-from eventing.store.job_record import parse
+from eventing.store.job_record.parse import parse_job
 
 MORE = {"of_tomorrow": 1}
 JOB_ID = JobId(f"job_{'0' * 24}")
@@ -38,7 +38,7 @@ RECORD = {
 
 
 def test_a_job() -> None:
-    job = parse(JOB_ID, RECORD)
+    job = parse_job(JOB_ID, RECORD)
 
     assert job is not None
     assert job.history == (AttemptRecord(attempt=1, owner="w", started_ms=5),)
@@ -46,7 +46,7 @@ def test_a_job() -> None:
 
 
 def test_a_jobs_lane_that_is_not_known_is_the_default() -> None:
-    job = parse(JOB_ID, RECORD | {b"lane": b"express"})
+    job = parse_job(JOB_ID, RECORD | {b"lane": b"express"})
 
     assert job is not None
     assert job.lane is Lane.DEFAULT
@@ -55,7 +55,7 @@ def test_a_jobs_lane_that_is_not_known_is_the_default() -> None:
 @pytest.mark.parametrize("more", [{b"v": b"2"}, {b"state": b"paused"}])
 def test_a_job_that_means_something_else_is_refused_as_newer(more: dict[bytes, bytes]) -> None:
     with pytest.raises(NewerRecord):
-        parse(JOB_ID, RECORD | more)
+        parse_job(JOB_ID, RECORD | more)
 
 
 @pytest.mark.parametrize(

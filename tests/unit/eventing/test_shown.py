@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from eventing.job.job import JobId, JobState
 from eventing.job.plan import Hold, StepStatus
-from eventing.job.store import EntryKind, StreamEntry, cursor_order
+from eventing.job.stream import EntryKind, StreamEntry, cursor_order
 from eventing.live.shown import ShownEntries
 
 JOB = JobId("job_0")

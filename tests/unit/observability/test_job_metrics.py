@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from prometheus_client import REGISTRY
 
-from eventing.job.cache import CacheKind, CacheStatus, CacheUse
+from eventing.job.cache.cache import CacheKind, CacheStatus, CacheUse
 from eventing.job.job import AttemptRecord, Job, JobId, JobRequest, JobState
 from eventing.job.plan import Plan, PlannedStep, StepRecord, StepStatus
 from eventing.telemetry.metric.job import JobMetrics

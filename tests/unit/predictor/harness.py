@@ -16,14 +16,13 @@ from eventing.job.job import JobId, derive_job_id
 from eventing.job.store import (
     ARRIVED,
     Ending,
-    EntryKind,
     Lease,
     LeaseSettings,
     LeaseStatus,
     Publication,
-    StreamEntry,
     TokenBatch,
 )
+from eventing.job.stream import EntryKind, StreamEntry
 from eventing.store.memory_store import MemoryStore
 from predictor.delivery.admission import Admission
 from predictor.delivery.answer import DeliveryResponse

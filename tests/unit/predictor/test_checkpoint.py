@@ -8,7 +8,8 @@ import pytest
 import pytest_asyncio
 
 from eventing.cloudevent.job_event import job_of
-from eventing.job.store import EntryKind, Lease, LeaseStatus, TokenBatch
+from eventing.job.store import Lease, LeaseStatus, TokenBatch
+from eventing.job.stream import EntryKind
 from predictor.generation.append_batcher import AppendBatcher
 from predictor.generation.checkpoint import CheckpointWriter, read_checkpoint
 from tests.contract.rig import append

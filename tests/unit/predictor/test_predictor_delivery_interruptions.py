@@ -6,7 +6,8 @@ import pytest
 from prometheus_client import REGISTRY
 
 from eventing.job.job import JobState
-from eventing.job.store import EntryKind, LeaseSettings, ReleaseReason
+from eventing.job.store import LeaseSettings, ReleaseReason
+from eventing.job.stream import EntryKind
 from predictor.delivery.settlement import release_after_engine_death
 from tests.unit.predictor.harness import (
     LONG,

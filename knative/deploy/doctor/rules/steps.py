@@ -12,7 +12,7 @@ from yarl import URL
 
 from eventing.cloudevent.tool_event import CALLED
 from eventing.errors import BadRequest
-from eventing.job.cache import parse_cache_rules
+from eventing.job.cache.cache import parse_cache_rules
 from eventing.job.pipelines.audit import (
     AuditRules,
     check_critics,

@@ -2,7 +2,7 @@
 
 Called by the api and the broker's ingress, which ask for a job before it is recorded, by the stores, and by the views.
 The look-up itself is part of the script that records the job (`submit.lua`). The key of an entry is made in
-`eventing.job.cache_key`.
+`eventing.job.cache.key`.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import orjson
 
-from eventing.job.cache_key import cache_key
+from eventing.job.cache.key import cache_key
 from eventing.job.call.moderation import MODERATION_URL
 from eventing.job.pipelines.document import pipelines_error, read_pipelines
 from eventing.job.plan import Plan

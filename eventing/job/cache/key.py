@@ -1,8 +1,8 @@
 """The key under which an answer is kept: a digest of everything that the answer depends on. Pure.
 
-Called by `eventing.job.cache`. Two calls have one key when they are the same JSON value, whatever the order of their
-keys and the spelling of their numbers, apart from fields that do not change the answer, and from fields that only
-name what is so without them.
+Called by `eventing.job.cache.cache`. Two calls have one key when they are the same JSON value, whatever the order of
+their keys and the spelling of their numbers, apart from fields that do not change the answer, and from fields that
+only name what is so without them.
 """
 
 import hashlib
