@@ -31,6 +31,7 @@ class MemoryIndex:
         self.unpublished: Index = {}
         self.unstarted: Index = {}
         self.deadlines: Index = {}
+        self._deleted: Index = {}
 
     def jobs(self, tenant: str) -> Index:
         """All jobs of a tenant."""
@@ -54,13 +55,19 @@ class MemoryIndex:
         if job.is_dead_letter:
             self._dead[job.tenant][job.id] = now_ms
 
-    def unlist(self, job_id: JobId, tenant: str) -> None:
-        """Remove a job from its tenant's lists; its sweep entries stay."""
+    def note_deleted(self, job_id: JobId, tenant: str, until_ms: int) -> None:
+        """Remove a job from its tenant's lists, and keep its id from use; its sweep entries stay."""
         for lists in (self._jobs, self._dead):
             lists[tenant].pop(job_id, None)
+        self._deleted[job_id] = until_ms
 
-    def keep_only(self, job_ids: Collection[JobId]) -> None:
-        """Drop every other job."""
+    def is_deleted(self, job_id: JobId, now_ms: int) -> bool:
+        """True while no event can create the job again."""
+        return self._deleted.get(job_id, 0) > now_ms
+
+    def keep_only(self, job_ids: Collection[JobId], now_ms: int) -> None:
+        """Drop every other job, and the ids of deleted ones that may be used again."""
+        self._deleted = {each: until for each, until in self._deleted.items() if until > now_ms}
         by_tenant = (*self._jobs.values(), *self._dead.values())
         for index in (self.unpublished, self.unstarted, self.deadlines, *by_tenant):
             for job_id in index.keys() - job_ids:

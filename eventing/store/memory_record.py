@@ -1,7 +1,7 @@
 """One job in the in-memory store, and the changes to it.
 
-Called by `eventing.store.memory_store` only, which decides; this module applies the decision and writes the job's
-stream. It knows no other jobs and no clock.
+Called by `eventing.store.memory_store` only. A change that a lease allows is checked here; it writes the job's stream,
+and knows no other jobs and no clock.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,22 @@ from typing import Any, Final
 import orjson
 
 from eventing.job.call.usage import Spent, spent_with, usage_with
-from eventing.job.job import REJECTED, AttemptRecord, Job, JobError, JobRequest, JobState
+from eventing.job.job import (
+    REJECTED,
+    AttemptRecord,
+    Job,
+    JobError,
+    JobRequest,
+    JobState,
+)
 from eventing.job.plan import Hold, Plan
 from eventing.job.prompt import prompt_start
-from eventing.job.store import Ending, Lease, LeaseStatus, TokenBatch
+from eventing.job.store import (
+    Ending,
+    Lease,
+    LeaseStatus,
+    TokenBatch,
+)
 from eventing.job.stream import EntryKind, StreamEntry, cursor_order
 from eventing.store.job_record.fields import stored_result
 from eventing.store.job_record.parse import served_again
@@ -73,6 +85,36 @@ class MemoryRecord:
             history=(*job.history, started),
         )
         self.write(now_ms, EntryKind.ATTEMPT, index=tokens, is_restart=is_restart, at_ms=now_ms)
+
+    def lease_left(self, now_ms: int, lease_ms: int) -> int:
+        """As `lease_left` of `_lib.lua`; 0 without one."""
+        if self.job.lease_until_ms > now_ms + lease_ms:
+            self.job = replace(self.job, lease_until_ms=now_ms + lease_ms)
+        return max(0, self.job.lease_until_ms - now_ms)
+
+    def renew(self, lease: Lease, lease_ms: int, now_ms: int) -> LeaseStatus:
+        """The lease's status; it is lengthened to `lease_ms`, if those are given."""
+        job = self.job
+        if not self.is_leased_as(lease) or job.state is JobState.QUEUED:
+            return LeaseStatus.FENCED
+        if job.state.is_terminal:
+            return LeaseStatus.TERMINAL
+        if 0 < job.deadline_ms <= now_ms:
+            return LeaseStatus.EXPIRED
+        if lease_ms:
+            self.job = replace(job, lease_until_ms=now_ms + lease_ms)
+        return LeaseStatus.OK
+
+    def checkpoint(self, lease: Lease, batch: TokenBatch, now_ms: int) -> LeaseStatus:
+        """Append tokens under a lease, if it is the newest and they go on from the stored ones."""
+        if not self.is_leased_as(lease) or self.job.state is JobState.QUEUED:
+            return self.refuse(LeaseStatus.FENCED)
+        if self.job.state is not JobState.IN_PROGRESS:
+            return self.refuse(LeaseStatus.TERMINAL)
+        if self.job.token_count != batch.index:
+            return LeaseStatus.GAP
+        self.append(batch, now_ms)
+        return LeaseStatus.OK
 
     def append(self, batch: TokenBatch, now_ms: int) -> None:
         """Append tokens after the stored ones."""
@@ -290,3 +332,8 @@ _NO_USAGE: Final = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 
 def _stored(value: Mapping[str, Any] | None, before: Any) -> Any:
     """The value that a reader gets back: JSON as Redis stores it, or the previous value."""
     return before if value is None else orjson.loads(orjson.dumps(value))
+
+
+def dead_letter(error: JobError) -> Ending:
+    """The end of a job that can be redriven."""
+    return Ending(state=JobState.FAILED, error=error, is_dead_letter=True)

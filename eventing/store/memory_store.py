@@ -13,14 +13,7 @@ from dataclasses import replace
 from eventing.clock import Clock, SystemClock
 from eventing.errors import BrokerUnavailable, IdempotencyConflict, JobDeleted
 from eventing.job.cache.cache import CacheKind
-from eventing.job.job import (
-    CONTENT_FILTER_UNAVAILABLE,
-    Job,
-    JobError,
-    JobId,
-    JobRequest,
-    JobState,
-)
+from eventing.job.job import CONTENT_FILTER_UNAVAILABLE, Job, JobError, JobId, JobRequest, JobState
 from eventing.job.plan import Hold, Plan
 from eventing.job.prompt import is_match
 from eventing.job.store import (
@@ -43,7 +36,14 @@ from eventing.store.job_record.fields import ending_fields, fingerprint
 from eventing.store.job_record.parse import fresh, request_of
 from eventing.store.memory_cache import MemoryAnswers
 from eventing.store.memory_index import SWEEP_AFTER_MS, MemoryIndex, due, page, take_due
-from eventing.store.memory_record import LATE, MemoryRecord, closed, is_suspect, why_over
+from eventing.store.memory_record import (
+    LATE,
+    MemoryRecord,
+    closed,
+    dead_letter,
+    is_suspect,
+    why_over,
+)
 
 
 class MemoryStore:
@@ -53,12 +53,11 @@ class MemoryStore:
         self._settings = settings or LeaseSettings()
         self._clock = clock or SystemClock()
         self._records: dict[JobId, MemoryRecord] = {}
-        self._deleted: dict[JobId, int] = {}
         self._index = MemoryIndex()
         self.answers = MemoryAnswers(self._find, self._index, self._settings, self._now)
 
     async def submit(self, new: NewJob, publication: Publication = ARRIVED) -> tuple[Job, bool]:
-        if self._is_deleted(new.id):
+        if self._index.is_deleted(new.id, self._now()):
             raise JobDeleted("the job of this identity was deleted")
         sha = fingerprint(new.request.to_json(), new.tenant)
         record = self._find(new.id)
@@ -96,7 +95,7 @@ class MemoryStore:
 
     async def reject(self, new: NewJob, error: JobError, raw: bytes) -> bool:
         now, sha = self._now(), fingerprint(raw, new.tenant)
-        if self._is_deleted(new.id):
+        if self._index.is_deleted(new.id, self._now()):
             return False
         record = self._find(new.id)
         if record is None:
@@ -169,7 +168,7 @@ class MemoryStore:
             return Acquired(status=AcquireStatus.UNPREPARED)
         failures, history = record.failures, job.history
         if job.state is JobState.IN_PROGRESS:
-            if left := self._lease_left(record):
+            if left := record.lease_left(self._now(), self._settings.lease_ms):
                 return Acquired(status=AcquireStatus.HELD, lease_left_ms=left)
             failures, history = failures + 1, closed(history, "lost", now)
         reason = why_over(job, failures, self._settings.max_attempts, now)
@@ -196,24 +195,21 @@ class MemoryStore:
         )
 
     async def renew(self, leases: Sequence[Lease], *, extend: bool) -> list[LeaseStatus]:
-        return [self._renew(lease, extend) for lease in leases]
+        now, lease_ms = self._now(), self._settings.lease_ms if extend else 0
+        found = [(lease, self._find(lease.job_id)) for lease in leases]
+        return [
+            record.renew(lease, lease_ms, now) if record else LeaseStatus.MISSING
+            for lease, record in found
+        ]
 
     async def append_all(self, appends: Sequence[tuple[Lease, TokenBatch]]) -> list[LeaseStatus]:
-        return [self._append(lease, batch) for lease, batch in appends]
-
-    def _append(self, lease: Lease, batch: TokenBatch) -> LeaseStatus:
-        record = self._find(lease.job_id)
-        if record is None:
-            return LeaseStatus.MISSING
-        job = record.job
-        if not record.is_leased_as(lease) or job.state is JobState.QUEUED:
-            return record.refuse(LeaseStatus.FENCED)
-        if job.state is not JobState.IN_PROGRESS:
-            return record.refuse(LeaseStatus.TERMINAL)
-        if job.token_count != batch.index:
-            return LeaseStatus.GAP
-        record.append(batch, self._now())
-        return LeaseStatus.OK
+        answers = []
+        for lease, batch in appends:
+            record = self._find(lease.job_id)
+            answers.append(
+                record.checkpoint(lease, batch, self._now()) if record else LeaseStatus.MISSING
+            )
+        return answers
 
     async def finish(self, lease: Lease, ending: Ending) -> LeaseStatus:
         record = self._find(lease.job_id)
@@ -298,8 +294,8 @@ class MemoryStore:
             return False
         del self._records[job_id]
         self.answers.note_deleted(record.job)
-        self._index.unlist(job_id, record.job.tenant)
-        self._deleted[job_id] = self._now() + self._settings.retention_s * 1000
+        until_ms = self._now() + self._settings.retention_s * 1000
+        self._index.note_deleted(job_id, record.job.tenant, until_ms)
         return True
 
     async def read_stream(
@@ -323,7 +319,7 @@ class MemoryStore:
             record = self._find(job_id)
             if record is None or record.job.state.is_terminal:
                 del self._index.unstarted[job_id]
-            elif not self._lease_left(record):
+            elif not record.lease_left(self._now(), self._settings.lease_ms):
                 stranded.append(job_id)
         return stranded
 
@@ -338,7 +334,7 @@ class MemoryStore:
             record = self._find(job_id)
             if record is None:
                 del self._index.deadlines[job_id]
-            elif left := self._lease_left(record):
+            elif left := record.lease_left(self._now(), self._settings.lease_ms):
                 self._index.deadlines[job_id] = now + left
             else:
                 self._end_late(record, "lost")
@@ -349,9 +345,7 @@ class MemoryStore:
         """Drop what Redis would have expired, too."""
         for job_id in list(self._records):
             self._find(job_id)
-        for job_id in list(self._deleted):
-            self._is_deleted(job_id)
-        self._index.keep_only(self._records.keys())
+        self._index.keep_only(self._records.keys(), self._now())
         return 0
 
     async def ping(self) -> None:
@@ -362,19 +356,6 @@ class MemoryStore:
 
     def _now(self) -> int:
         return self._clock.wall_ms()
-
-    def _lease_left(self, record: MemoryRecord) -> int:
-        """As `lease_left` of `_lib.lua`; 0 without one."""
-        now, lease_ms = self._now(), self._settings.lease_ms
-        if record.job.lease_until_ms > now + lease_ms:
-            record.job = replace(record.job, lease_until_ms=now + lease_ms)
-        return max(0, record.job.lease_until_ms - now)
-
-    def _is_deleted(self, job_id: JobId) -> bool:
-        if self._deleted.get(job_id, 0) > self._now():
-            return True
-        self._deleted.pop(job_id, None)
-        return False
 
     def _find(self, job_id: JobId) -> MemoryRecord | None:
         record = self._records.get(job_id)
@@ -387,21 +368,6 @@ class MemoryStore:
         record = self._find(job_id)
         return record.job if record else None
 
-    def _renew(self, lease: Lease, extend: bool) -> LeaseStatus:
-        record = self._find(lease.job_id)
-        if record is None:
-            return LeaseStatus.MISSING
-        job, now = record.job, self._now()
-        if not record.is_leased_as(lease) or job.state is JobState.QUEUED:
-            return LeaseStatus.FENCED
-        if job.state.is_terminal:
-            return LeaseStatus.TERMINAL
-        if 0 < job.deadline_ms <= now:
-            return LeaseStatus.EXPIRED
-        if extend:
-            record.job = replace(job, lease_until_ms=now + self._settings.lease_ms)
-        return LeaseStatus.OK
-
     def _conclude(
         self, job_id: JobId, ending: Ending, attempt: int | None, *, is_forced: bool
     ) -> LeaseStatus:
@@ -411,7 +377,7 @@ class MemoryStore:
         job = record.job
         if job.state.is_terminal:
             return LeaseStatus.TERMINAL
-        if not is_forced and self._lease_left(record):
+        if not is_forced and record.lease_left(self._now(), self._settings.lease_ms):
             return LeaseStatus.HELD
         if not is_forced and job.is_validating:
             return LeaseStatus.FENCED
@@ -429,8 +395,3 @@ class MemoryStore:
         record.end(ending, outcome, keep_s * 1000, self._now())
         self.answers.note_end(record.job)
         self._index.note_end(record.job, self._now())
-
-
-def dead_letter(error: JobError) -> Ending:
-    """The end of a job that can be redriven."""
-    return Ending(state=JobState.FAILED, error=error, is_dead_letter=True)
