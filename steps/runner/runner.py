@@ -11,7 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-import orjson
 import structlog
 
 from eventing.broker.advance import Advance
@@ -20,17 +19,10 @@ from eventing.broker.tool_calls import ToolCalls
 from eventing.clock import Clock
 from eventing.cloudevent.event import Event
 from eventing.cloudevent.job_event import STEP, job_id_of, job_of, request_event, unreadable_job
-from eventing.errors import (
-    BadRequest,
-    IdempotencyConflict,
-    InvalidJob,
-    NotFound,
-    TorporError,
-    Unavailable,
-)
-from eventing.job.job import API_SOURCE, REJECTED, Job, JobError, JobId, JobRequest, JobState
+from eventing.errors import BadRequest, IdempotencyConflict, NotFound, Unavailable
+from eventing.job.job import API_SOURCE, Job, JobError, JobId, JobState
 from eventing.job.passage import Passage, passages_of
-from eventing.job.plan import TOOLS_STEP, Hold, OnFailure, PlannedStep, StepStatus
+from eventing.job.plan import Hold, OnFailure, PlannedStep, StepStatus
 from eventing.job.step import AdvanceStatus, BeginStatus, StepRun, StepStore
 from eventing.job.store import Ending
 from eventing.job.tools.call import Turn
@@ -52,23 +44,19 @@ from steps.handler import (
     Withhold,
 )
 from steps.runner import metrics
+from steps.runner.outcome import (
+    OUTCOME_NAMES,
+    RunFailed,
+    check_place,
+    checked_detail,
+    fitting,
+    goes_on,
+)
 from steps.runner.room import Room
 
 _log = structlog.get_logger()
-_DETAIL_BYTES: Final = 32 * 1024
-_PREPARED_BYTES: Final = 8 * 1024 * 1024
-"""Longest request that a step may make; the largest event that the ingress takes."""
-MOST_AGAIN: Final = 8
-"""Of one job, whatever its steps say."""
 _PATIENCE_S: Final = 10.0
 _PAUSE_S: Final = 0.2
-
-
-class RunFailed(TorporError):
-    """The run failed; it counts as a try."""
-
-    code = "step_failed"
-    is_retryable = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,7 +166,7 @@ class Runner:
         with trace.span("step", step=run.step, job_id=job.id, number=number) as span:
             try:
                 outcome = await self._outcome(job, planned, number)
-                word = _WORDS[type(outcome)]
+                word = OUTCOME_NAMES[type(outcome)]
                 return await self._until_stored(lambda: self._store(job, run, outcome))
             except asyncio.CancelledError:
                 await self._give_up(run)
@@ -227,7 +215,7 @@ class Runner:
         try:
             async with asyncio.timeout(limit_s):
                 outcome = await self._deps.handlers[planned.name](call)
-            _check_place(job, planned, outcome)
+            check_place(job, planned, outcome)
             return outcome
         except TimeoutError as error:
             if may_skip:
@@ -258,7 +246,7 @@ class Runner:
 
     async def _store(self, job: Job, run: StepRun, outcome: StepOutcome) -> bool:
         """The outcome and what follows, in one script; whether the job goes on."""
-        advance, detail = self._deps.advance, _checked(outcome.detail, run.step)
+        advance, detail = self._deps.advance, checked_detail(outcome.detail, run.step)
         match outcome:
             case Answer(result=result, usage=usage, tokens=tokens, cache=cache):
                 ending = Ending(state=JobState.COMPLETED, result=result, usage=usage, cache=cache)
@@ -268,7 +256,7 @@ class Runner:
             case Skip(reason=reason):
                 told = {"reason": reason, **detail}
                 status = await advance.go_on(job, run, StepStatus.SKIPPED, told)
-                return _goes_on(job, run, status)
+                return goes_on(job, run, status)
             case Withhold(reason=reason):
                 await advance.withhold(run, detail, reason)
             case CommitTurn(turn=turn):
@@ -303,7 +291,7 @@ class Runner:
         self, job: Job, run: StepRun, outcome: Continue | Again, detail: Mapping[str, Any]
     ) -> bool:
         """To the next step, to the predictor, or to the job's end, which is False. Raises `BadRequest`."""
-        advance, request = self._deps.advance, _fitting(outcome.request)
+        advance, request = self._deps.advance, fitting(outcome.request)
         if isinstance(outcome, Continue):
             if job.is_validating:
                 request = None  # no predictor is asked any more
@@ -316,7 +304,7 @@ class Runner:
                 result=outcome.result,
                 tool_list=outcome.tool_list,
             )
-            return _goes_on(job, run, status)
+            return goes_on(job, run, status)
         request = request or job.to_run
         if outcome.model is not None:
             request = replace(request, body={**request.body, "model": outcome.model})
@@ -352,48 +340,10 @@ class Runner:
             await self._deps.store.give_up_run(run)
 
 
-def _goes_on(job: Job, run: StepRun, status: AdvanceStatus) -> bool:
-    """False for a job that has ended: with the last of the steps that judged its answer, or some other way."""
-    is_last = job.is_validating and job.plan is not None and not job.plan.next_after(run.step)
-    return status is AdvanceStatus.OK and not is_last
-
-
-def _check_place(job: Job, planned: PlannedStep, outcome: StepOutcome) -> None:
-    """Raises `RunFailed` for an outcome that the step may not give where it stands: a text that readers were shown is
-    not taken back, and no step ends a job with an answer that those after it did not judge.
-    """
-    is_judging = isinstance(outcome, Withhold | Again)
-    if isinstance(outcome, Answer) and planned.is_after:
-        raise RunFailed("a step after the predictor changes its answer, and gives no other")
-    if is_judging and not (planned.is_after and job.is_validating):
-        raise RunFailed("there is no answer yet")
-    if isinstance(outcome, CommitTurn | QueueCalls) and planned.name != TOOLS_STEP:
-        raise RunFailed(f"only the step {TOOLS_STEP} commits turns")
-    if isinstance(outcome, Again):
-        if job.hold is not Hold.WHOLE:
-            raise RunFailed("the answer was shown already")
-        if sum(each.outcome == REJECTED for each in job.history) >= MOST_AGAIN:
-            raise RunFailed(f"the answer was made again {MOST_AGAIN} times")
-
-
 def _passages(job: Job) -> tuple[Passage, ...]:
     """What retrieval put into the prompt, as its step recorded it."""
     detail = next((each.detail for each in job.pipeline if each.step == RETRIEVE_STEP), {})
     return passages_of(detail.get("sources"))
-
-
-def _fitting(request: JobRequest | None) -> JobRequest | None:
-    if request is not None and len(request.to_json()) > _PREPARED_BYTES:
-        raise InvalidJob(f"with its steps the request is over {_PREPARED_BYTES} bytes", "body")
-    return request
-
-
-def _checked(detail: Mapping[str, Any], step: str) -> Mapping[str, Any]:
-    """The detail, unless it is longer than a record should hold for each step."""
-    if len(orjson.dumps(dict(detail))) <= _DETAIL_BYTES:
-        return detail
-    _log.error("detail is too long", action="step", step=step)
-    return {}
 
 
 def _note_wait(job: Job, step: str, number: int) -> None:
@@ -408,15 +358,3 @@ def _note_wait(job: Job, step: str, number: int) -> None:
     next_ms = before.ended_ms if before else job.created_ms
     waited_s = max(0, begun[step].started_ms - next_ms) / 1000
     labelled(metrics.QUEUE_SECONDS, step).observe(waited_s)
-
-
-_WORDS: Final[Mapping[type[object], str]] = {
-    Continue: "completed",
-    Answer: "answered",
-    Skip: "skipped",
-    Refuse: "refused",
-    Withhold: "withheld",
-    Again: "again",
-    CommitTurn: "turn",
-    QueueCalls: "queued",
-}

@@ -11,7 +11,7 @@ import pytest
 from redis.asyncio import Redis
 
 from eventing.redis.connection import connect
-from predictor.engine.upstream.engine import CUT_AS_LATE
+from predictor.engine.upstream.call import CUT_AS_LATE
 from predictor.engine.upstream.provider import CallResult, Report, Reservation, SharedProvider
 from tests.integration.simulated_clock import SimulatedClock, simulated_scripts
 

@@ -9,21 +9,18 @@ import asyncio
 import os
 import secrets
 import shlex
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
-from urllib.parse import urlsplit
 
-import aiohttp
 import orjson
 import structlog
 import yaml
 
 from eventing.broker.queue.view import QueueView
-from eventing.errors import StoreUnavailable, Unavailable
+from eventing.errors import Unavailable
 from eventing.process.http_server import listen
 from eventing.redis.connection import connect
 from eventing.replica import ReplicaDirectory
@@ -44,10 +41,10 @@ from torpor.local.predictors.replica import LocalReplica
 from torpor.local.predictors.steps_service import steps_service
 from torpor.local.prometheus_files import write_prometheus_files
 from torpor.local.settings import StackSettings
+from torpor.local.startup import require_free, wait_for_answer, wait_for_store
 from torpor.local.status import STEPS_PATH, events_path, status_app
 
 _log = structlog.get_logger()
-_START_TIMEOUT_S: Final = 20.0
 _STOP_GRACE_S: Final = 5.0
 _CRASHES_ALLOWED: Final = 5
 _CRASH_WINDOW_S: Final = 60.0
@@ -131,13 +128,13 @@ class Stack:
     async def _start_store(self, group: asyncio.TaskGroup, exits: AsyncExitStack) -> str:
         if self.settings.redis_url is not None:
             url = self.settings.redis_url.get_secret_value()
-            await _reachable(url, "cannot reach the Redis of TORPOR_REDIS_URL")
+            await wait_for_store(url, "cannot reach the Redis of TORPOR_REDIS_URL")
             return url
         self._report("starting the embedded Valkey")
         child, url = embedded_store(self._data / "store", dict(os.environ), self._logs)
         await child.start()
         exits.push_async_callback(child.stop, _STOP_GRACE_S)
-        await _reachable(url, "the embedded Valkey did not start", child)
+        await wait_for_store(url, "the embedded Valkey did not start", child)
         group.create_task(self._supervise(child))
         return url
 
@@ -213,12 +210,12 @@ class Stack:
     ) -> None:
         """Start a part that serves HTTP and wait until it answers."""
         self._report(f"starting the {name}")
-        _require_free(self.settings.host, port, name)
+        require_free(self.settings.host, port, name)
         env = self._base_env | {"TORPOR_PORT": str(port)}
         child = Child(name, python_module(module), env=env, log_dir=self._logs)
         await child.start()
         exits.push_async_callback(child.stop, _STOP_GRACE_S)
-        await _answers(f"http://{self.settings.host}:{port}/healthz", child)
+        await wait_for_answer(f"http://{self.settings.host}:{port}/healthz", child)
         group.create_task(self._supervise(child))
 
     async def _start_predictors(
@@ -377,58 +374,3 @@ async def _report_failure(directory: ReplicaDirectory, model: str, reason: str) 
     """Report the failure to callers that wait for the model. With the store unavailable only the report is lost."""
     with suppress(Unavailable):
         await directory.report_failure(model, reason)
-
-
-async def _listens(url: str) -> None:
-    """Raises `StoreUnavailable`, without the log line of a store that goes away, while it is only starting."""
-    address = urlsplit(url)
-    try:
-        _, writer = await asyncio.open_connection(address.hostname, address.port)
-    except OSError as error:
-        raise StoreUnavailable("the store does not answer") from error
-    writer.close()
-    await writer.wait_closed()
-
-
-async def _reachable(redis_url: str, message: str, child: Child | None = None) -> None:
-    """Return once the store accepts writes."""
-    store = RedisStore(connect(redis_url, timeout_s=1.0))
-    deadline = asyncio.get_running_loop().time() + (_START_TIMEOUT_S if child else 3.0)
-    try:
-        while True:
-            try:
-                if child is not None:
-                    await _listens(redis_url)
-                await store.ping()
-            except Unavailable as error:
-                is_over = asyncio.get_running_loop().time() > deadline
-                if is_over or (child is not None and not child.is_running):
-                    words = child.log_tail() if child else ""
-                    raise StackError(f"{message}: {error}\n{words}".strip()) from error
-                await asyncio.sleep(0.05)
-            else:
-                return
-    finally:
-        await store.close()
-
-
-async def _answers(url: str, child: Child) -> None:
-    """Return once `url` answers 200."""
-    deadline = asyncio.get_running_loop().time() + _START_TIMEOUT_S
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=1)) as session:
-        while child.is_running and asyncio.get_running_loop().time() < deadline:
-            with suppress(aiohttp.ClientError, TimeoutError, OSError):
-                async with session.get(url) as answer:
-                    if answer.status == 200:
-                        return
-            await asyncio.sleep(0.05)
-    raise StackError(f"the {child.name} did not start: {child.failure()}")
-
-
-def _require_free(host: str, port: int, name: str) -> None:
-    try:
-        socket.create_server((host, port)).close()
-    except OSError as error:
-        flag = {"api": "--port", "broker": "--broker-port"}[name]
-        reason = f"{host}:{port} cannot be had for the {name} ({error.strerror})"
-        raise StackError(f"{reason}; choose another with {flag}") from error

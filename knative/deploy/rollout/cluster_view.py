@@ -16,7 +16,7 @@ from knative.deploy.errors import ClusterForbidden, DeployError, MissingKind, Ob
 from knative.deploy.readiness import ObjectReadiness, readiness
 from knative.deploy.rollout import knative_service
 from knative.deploy.rollout.client import Cluster, Ref, ref_of
-from knative.deploy.rollout.rollout import stuck_reasons
+from knative.deploy.rollout.wait import stuck_reasons
 
 OURS = "app.kubernetes.io/part-of=torpor"
 _EXAMINED = (

@@ -9,7 +9,7 @@ it failed before it showed anything, the call goes to the next one. Each chunk t
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,18 +17,17 @@ from typing import Any, Final
 
 import structlog
 
-from eventing.errors import BadRequest, StoreUnavailable, TorporError
+from eventing.errors import BadRequest, StoreUnavailable
 from eventing.process.egress import AllowList
 from predictor import metrics
 from predictor.engine.engine import (
     EXTRA_USAGE,
-    PREFIX,
     ColdStartPhase,
     DecodeStep,
     EngineRequest,
     PhaseReporter,
-    estimated_prompt_tokens,
 )
+from predictor.engine.upstream.call import ProviderCall, size_of
 from predictor.engine.upstream.errors import (
     UpstreamFailed,
     UpstreamKeyRefused,
@@ -36,7 +35,6 @@ from predictor.engine.upstream.errors import (
     UpstreamUnavailable,
 )
 from predictor.engine.upstream.provider import (
-    CallResult,
     Denied,
     ProviderState,
     Report,
@@ -44,17 +42,11 @@ from predictor.engine.upstream.provider import (
     UnlimitedProvider,
 )
 from predictor.engine.upstream.race import Steps, race
-from predictor.engine.upstream.rate_headers import RateLimits, rate_limits
-from predictor.engine.upstream.target import EMBEDDING_URL, Chunk, Endpoint, Target
+from predictor.engine.upstream.target import EMBEDDING_URL, Endpoint, Target
 from predictor.errors import EngineStartError
 
 _URLS: Final = ("/v1/chat/completions", "/v1/completions", EMBEDDING_URL)
-_PLACEHOLDER: Final = (0,)
-"""Stands for the tokens of a chunk: a provider does not give their ids."""
-_SHOWN: Final = ("content", "reasoning", "reasoning_content", "tool_calls", "text")
 ALL_TENANTS: Final = "*"
-CUT_AS_LATE: Final = 4
-"""How many times as late as a late one a call counts that was cut for that: beyond twice the median in any case."""
 _log = structlog.get_logger()
 
 
@@ -170,7 +162,7 @@ class UpstreamEngine:
         targets = self._in_order(request)
         for place, target in targets:
             is_last = len(reasons) == len(targets) - 1
-            right = await self._states[place].reserve(*_size(request), request.lane)
+            right = await self._states[place].reserve(*size_of(request), request.lane)
             if isinstance(right, Denied):
                 reasons.append(_denial(right, is_last=is_last))
                 continue
@@ -191,25 +183,25 @@ class UpstreamEngine:
 
     def _call(
         self, place: int, target: Target, right: Reservation, after: tuple[str, ...]
-    ) -> "_Call":
+    ) -> "ProviderCall":
         asked = self._settings.model_name
         settle = partial(self._settle, self._states[place], right)
-        return _Call(target, right, place=place, asked=asked, after=after, settle=settle)
+        return ProviderCall(target, right, place=place, asked=asked, after=after, settle=settle)
 
-    def _with_hedge(self, call: "_Call", request: EngineRequest) -> Steps:
+    def _with_hedge(self, call: "ProviderCall", request: EngineRequest) -> Steps:
         """The call's steps; when it is late, those of the next provider's if that shows something first."""
         body, late_s = request.body, call.right.late_after_s
         if not self._settings.hedges or not late_s or body.get("tools") or _choices(body) > 1:
             return call.steps(request)
 
-        beside: list[_Call] = []
+        beside: list[ProviderCall] = []
 
         async def second() -> Steps | None:
             place = (call.place + 1) % len(self._targets)
             try:
                 if not await self._states[call.place].take_hedge():
                     return None
-                right = await self._states[place].reserve(*_size(request), request.lane)
+                right = await self._states[place].reserve(*size_of(request), request.lane)
             except StoreUnavailable:  # no reason to end the call that is under way
                 return None
             if isinstance(right, Denied):
@@ -219,7 +211,7 @@ class UpstreamEngine:
             return beside[0].steps(request)
 
         raced = race(call.steps(request), after_s=late_s, second=second)
-        return _with_hedged_tokens(raced, beside, self._settings.model_name, _size(request)[0])
+        return _with_hedged_tokens(raced, beside, self._settings.model_name, size_of(request)[0])
 
     def _in_order(self, request: EngineRequest) -> list[tuple[int, Target]]:
         """The targets as this call asks them: an answer that broke off is asked of the next one first, if the caller
@@ -237,89 +229,6 @@ class UpstreamEngine:
         task = asyncio.get_running_loop().create_task(_settled(state, right, report))
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
-
-
-class _Call:
-    """One call to one target; its `report` is true at any time."""
-
-    def __init__(
-        self,
-        target: Target,
-        right: Reservation,
-        *,
-        place: int,
-        asked: str,
-        after: tuple[str, ...],
-        settle: Callable[[Report], None],
-    ) -> None:
-        self.right: Final = right
-        self.place: Final = place
-        self._target = target
-        self._asked = asked
-        self._after = after
-        self._settle = settle
-        self._report = Report(result=CallResult.CUT)
-        self._started_s = asyncio.get_running_loop().time()
-
-    async def steps(self, request: EngineRequest) -> AsyncGenerator[DecodeStep, None]:
-        """The answer; what became of the call is settled however it ends."""
-        try:
-            async for step in self._steps(request):
-                yield step
-        except TorporError as error:
-            self._report = _report_of(error, self._report.limits)
-            raise
-        finally:
-            self._settle(self._with_lateness(self._report))
-
-    def _with_lateness(self, report: Report) -> Report:
-        """A call that was cut because it was late would have taken longer than that: without it the late ones would
-        be missing among those that say what is late, and with the moment of its cut it would look nearly usual.
-        """
-        passed_s = asyncio.get_running_loop().time() - self._started_s
-        is_late = 0 < self.right.late_after_s <= passed_s
-        if report.result is CallResult.CUT and report.first_token_s is None and is_late:
-            longer_s = max(passed_s, CUT_AS_LATE * self.right.late_after_s)
-            return replace(report, first_token_s=longer_s)
-        return report
-
-    async def _steps(self, request: EngineRequest) -> AsyncIterator[DecodeStep]:
-        usage: Mapping[str, Any] = {}
-        async with self._target.send(request) as answer:
-            report = Report(result=CallResult.CUT, limits=rate_limits(answer.headers))
-            self._report = report
-            async for chunk in answer.chunks:
-                usage = chunk.get("usage") or usage
-                if request.counts_throughout and not usage:
-                    # A provider counts at the end only; of an answer that is stopped the prompt's size is estimated.
-                    prompt, _ = _size(request)
-                    chunk = {**chunk, "usage": {"prompt_tokens": prompt}}
-                shows = _shows(chunk) or request.url == EMBEDDING_URL
-                if shows and report.first_token_s is None:
-                    first_s = asyncio.get_running_loop().time() - self._started_s
-                    self._report = report = replace(report, first_token_s=first_s)
-                yield DecodeStep(_PLACEHOLDER if shows else (), self._named(chunk))
-        self._report = replace(
-            report,
-            result=CallResult.OK,
-            taken_tokens=usage.get("total_tokens"),
-            answer_tokens=usage.get("completion_tokens"),
-        )
-
-    def _named(self, chunk: Chunk) -> Chunk:
-        """A chunk that says who answers, when that is not the first one that was asked. A provider's own words in our
-        fields are left out.
-        """
-        if not _OUR_FIELDS.isdisjoint(chunk):
-            chunk = {name: value for name, value in chunk.items() if name not in _OUR_FIELDS}
-        if not self._after:
-            return chunk
-        routing = {
-            "asked": self._asked,
-            "answered": f"{chunk.get('model', '')} at {self._target.endpoint.host}",
-            "reason": ", ".join(self._after),
-        }
-        return {**chunk, "routing": routing}
 
 
 async def _with_hedged_tokens(
@@ -360,43 +269,6 @@ def _denial(denied: Denied, *, is_last: bool) -> str:
     return reason
 
 
-def _report_of(error: TorporError, limits: RateLimits) -> Report:
-    wait_s = 0.0
-    match error:
-        case UpstreamRateLimited():
-            result, limits, wait_s = CallResult.LIMITED, error.limits, error.retry_after_s
-        case UpstreamUnavailable(is_reached=is_reached):
-            result = CallResult.FAILED if is_reached else CallResult.UNREACHABLE
-        case BadRequest():
-            result = CallResult.REFUSED
-        case _:
-            result = CallResult.FAILED
-    taken = None if result is CallResult.FAILED else 0
-    return Report(result=result, limits=limits, taken_tokens=taken, retry_after_s=wait_s)
-
-
-_OUR_FIELDS: Final = frozenset({"routing", EXTRA_USAGE, PREFIX})
-
-
-def _size(request: EngineRequest) -> tuple[int, int | None]:
-    """Tokens of the prompt, estimated by its bytes, and the most that the answer may have, if it says so."""
-    body = request.body
-    prompt = estimated_prompt_tokens(body)
-    if request.url == EMBEDDING_URL:
-        return prompt, 0
-    asked = body.get("max_completion_tokens") or body.get("max_tokens")
-    return prompt, asked if isinstance(asked, int) else None
-
-
 def _choices(body: Mapping[str, Any]) -> int:
     n = body.get("n")
     return n if isinstance(n, int) else 1
-
-
-def _shows(chunk: Mapping[str, Any]) -> bool:
-    """True when a reader is shown something of it."""
-    for choice in chunk.get("choices", ()):
-        shown = choice.get("delta") or choice.get("message") or choice
-        if any(shown.get(name) for name in _SHOWN):
-            return True
-    return False

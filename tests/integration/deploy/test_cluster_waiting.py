@@ -9,9 +9,10 @@ import pytest
 from knative.deploy.errors import (
     NotReady,
 )
-from knative.deploy.rollout import rollout
+from knative.deploy.rollout import wait
 from knative.deploy.rollout.client import Cluster
 from knative.deploy.rollout.rollout import RolloutOptions
+from knative.deploy.rollout.wait import wait_until_ready
 from tests.integration.deploy.api_server import ApiServer
 from tests.integration.deploy.objects import TERMS, UP, Notes, deployment
 
@@ -30,7 +31,7 @@ async def test_waiting_ends_when_a_slow_object_becomes_ready(
 
     async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         group.create_task(come_up())
-        await rollout.wait(cluster, [deployment()], TERMS, notes)
+        await wait_until_ready(cluster, [deployment()], TERMS, notes)
 
     assert notes.states[-1] == "Deployment/torpor-api: ready"
     assert "Deployment/torpor-api: 0 of 1 pods are available" in notes.states
@@ -46,7 +47,7 @@ async def test_waiting_survives_a_watch_that_breaks(cluster: Cluster, server: Ap
 
     async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         group.create_task(come_up())
-        await rollout.wait(cluster, [deployment()], TERMS, Notes())
+        await wait_until_ready(cluster, [deployment()], TERMS, Notes())
 
 
 async def test_a_deletion_in_the_middle_ends_the_waiting_at_once(
@@ -60,7 +61,9 @@ async def test_a_deletion_in_the_middle_ends_the_waiting_at_once(
 
     with pytest.raises(NotReady, match="was deleted"):
         async with asyncio.timeout(1.5):
-            await asyncio.gather(vanish(), rollout.wait(cluster, [deployment()], TERMS, Notes()))
+            await asyncio.gather(
+                vanish(), wait_until_ready(cluster, [deployment()], TERMS, Notes())
+            )
 
 
 async def test_an_object_that_never_becomes_ready_is_reported_with_its_reason(
@@ -78,7 +81,7 @@ async def test_an_object_that_never_becomes_ready_is_reported_with_its_reason(
     )
 
     with pytest.raises(NotReady, match=r"image cannot be pulled \(not found\)"):
-        await rollout.wait(
+        await wait_until_ready(
             cluster, [deployment()], RolloutOptions("torpor", timeout_s=0.4), Notes()
         )
 
@@ -86,7 +89,7 @@ async def test_an_object_that_never_becomes_ready_is_reported_with_its_reason(
 async def test_the_reason_for_a_stuck_pod_is_reported_while_waiting(
     cluster: Cluster, server: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rollout, "STUCK_AFTER_S", 0.1)
+    monkeypatch.setattr(wait, "STUCK_AFTER_S", 0.1)
     await cluster.apply(deployment())
     server.put(
         {
@@ -101,6 +104,8 @@ async def test_the_reason_for_a_stuck_pod_is_reported_while_waiting(
     notes = Notes()
 
     with pytest.raises(NotReady):
-        await rollout.wait(cluster, [deployment()], RolloutOptions("torpor", timeout_s=0.5), notes)
+        await wait_until_ready(
+            cluster, [deployment()], RolloutOptions("torpor", timeout_s=0.5), notes
+        )
 
     assert any("quota is used up" in reason for reason in notes.stuck)

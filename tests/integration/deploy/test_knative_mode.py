@@ -10,10 +10,11 @@ import pytest
 
 from knative.deploy.doctor.view import MODE
 from knative.deploy.errors import NotReady
-from knative.deploy.rollout import cluster_view, rollout
+from knative.deploy.rollout import cluster_view, rollout, wait
 from knative.deploy.rollout.client import Cluster
 from knative.deploy.rollout.knative_service import HASH, with_hash, with_hashes
 from knative.deploy.rollout.rollout import RolloutOptions
+from knative.deploy.rollout.wait import wait_until_ready
 from tests.integration.deploy.api_server import ApiServer
 from tests.integration.deploy.objects import TERMS, Notes
 
@@ -124,7 +125,7 @@ async def test_a_deploy_waits_until_the_change_has_reached_knative_and_its_revis
 
     async with asyncio.timeout(60), asyncio.TaskGroup() as group:
         group.create_task(come_up())
-        await rollout.wait(cluster, [predictor("predictor:2")], TERMS, notes)
+        await wait_until_ready(cluster, [predictor("predictor:2")], TERMS, notes)
 
     assert notes.states == [
         "InferenceService/thinker: KServe has not handed the change on to Knative yet",
@@ -137,7 +138,9 @@ async def test_a_revision_that_is_refused_is_not_ready(cluster: Cluster, server:
     server.put(service(applied("predictor:1"), "thinker-2", "thinker-1"))
 
     with pytest.raises(NotReady, match="pods are forbidden"):
-        await rollout.wait(cluster, [predictor()], RolloutOptions("torpor", timeout_s=0.2), Notes())
+        await wait_until_ready(
+            cluster, [predictor()], RolloutOptions("torpor", timeout_s=0.2), Notes()
+        )
 
 
 async def test_status_does_not_take_kserves_word(cluster: Cluster, server: ApiServer) -> None:
@@ -189,7 +192,7 @@ async def test_superseded_revisions_that_never_came_up_are_deleted(
     server.put(revision("thinker-3", is_ready=True))
     notes = Notes()
 
-    await rollout.wait(cluster, [predictor("predictor:3")], TERMS, notes)
+    await wait_until_ready(cluster, [predictor("predictor:3")], TERMS, notes)
 
     assert server.names("Revision") == {"thinker-1", "thinker-3"}
     assert notes.steps == ["prune Revision/thinker-2"]
@@ -205,7 +208,7 @@ async def test_a_superseded_revision_that_served_once_is_kept_while_its_pod_wait
     server.put(revision("thinker-3", is_ready=True))
     notes = Notes()
 
-    await rollout.wait(cluster, [predictor("predictor:3")], TERMS, notes)
+    await wait_until_ready(cluster, [predictor("predictor:3")], TERMS, notes)
 
     assert server.names("Revision") == {"thinker-2", "thinker-3"}
     assert notes.steps == []
@@ -224,12 +227,14 @@ async def test_knative_serving_is_required_though_no_rendered_object_is_of_its_k
 async def test_an_unchanged_reason_is_reported_once(
     cluster: Cluster, server: ApiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rollout, "STUCK_AFTER_S", 0.05)
+    monkeypatch.setattr(wait, "STUCK_AFTER_S", 0.05)
     server.put(service(applied("predictor:1"), "thinker-2", "thinker-1"))
     notes = Notes()
 
     with pytest.raises(NotReady):
-        await rollout.wait(cluster, [predictor()], RolloutOptions("torpor", timeout_s=0.5), notes)
+        await wait_until_ready(
+            cluster, [predictor()], RolloutOptions("torpor", timeout_s=0.5), notes
+        )
 
     assert len(notes.states) == 1
 

@@ -25,6 +25,7 @@ from knative.deploy.rollout import cluster_view, rollout, verdict
 from knative.deploy.rollout import release as history
 from knative.deploy.rollout.client import Cluster, Ref, connected
 from knative.deploy.rollout.rollout import RolloutOptions, RolloutPlan, RolloutStep
+from knative.deploy.rollout.wait import wait_until_ready
 from torpor.cli.cluster.manifests import (
     DEFAULT_SOURCE,
     AsJson,
@@ -147,7 +148,7 @@ async def _deploy(
     made_release = await rollout.deploy(cluster, resources, terms, _Lines())
     stderr.print(f"release {made_release.number} applied")
     if wait:
-        await rollout.wait(cluster, resources, terms, _Lines())
+        await wait_until_ready(cluster, resources, terms, _Lines())
         stderr.print("everything is ready", style="green")
 
 
@@ -272,7 +273,7 @@ def promote(
             note = f"{decision} of the canary of {model}"
             terms = RolloutOptions(namespace, take_over, timeout, note)
             await rollout.deploy(cluster, resources, terms, _Lines())
-            await rollout.wait(cluster, resources, terms, _Lines())
+            await wait_until_ready(cluster, resources, terms, _Lines())
             if not is_better:
                 raise NotReady("the canary was withdrawn")
 
@@ -310,7 +311,7 @@ def rollback(
         terms = RolloutOptions(namespace, take_over, timeout)
         async with connected(context) as cluster:
             made = await rollout.roll_back(cluster, terms, _Lines(), to=to)
-            await rollout.wait(cluster, list(made.resources), terms, _Lines())
+            await wait_until_ready(cluster, list(made.resources), terms, _Lines())
             stderr.print(f"release {made.number}: {made.note}", style="green")
 
     run(work)
