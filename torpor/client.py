@@ -16,11 +16,13 @@ import threading
 import uuid
 from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final, Self, TypedDict, TypeVar, Unpack
 
 import aiohttp
 import orjson
+
+from torpor.event_stream import server_sent_events
 
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
 _CALL: Final = aiohttp.ClientTimeout(total=70, connect=3)
@@ -271,8 +273,8 @@ class AsyncClient:
                     raise Unreachable(f"the api answered {answer.status}", answer.status)
                 if answer.status >= 400:
                     raise _refusal(answer.status, await answer.read())
-                async for event in _parsed(answer.content.iter_any()):
-                    yield event
+                async for sent in server_sent_events(answer.content.iter_any()):
+                    yield JobEvent(sent.name, orjson.loads(sent.data), sent.id)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._unreachable(error) from error
 
@@ -349,48 +351,6 @@ def job_line(prompt: str | Sequence[Any], options: SubmitOptions) -> dict[str, A
     if seconds := options.get("expires_after_s"):
         line["expires_after"] = seconds
     return line
-
-
-@dataclass(slots=True)
-class _Fields:
-    """The fields of the server-sent event that is being read."""
-
-    name: str = ""
-    cursor: str = ""
-    data: list[str] = field(default_factory=list)
-
-    def take(self, line: str) -> None:
-        name, _, value = line.partition(":")
-        value = value.removeprefix(" ")
-        match name:
-            case "event":
-                self.name = value
-            case "id":
-                self.cursor = value
-            case "data":
-                self.data.append(value)
-
-
-async def _parsed(pieces: AsyncIterator[bytes]) -> AsyncIterator[JobEvent]:
-    """The events in pieces of a stream, whatever the length of a line."""
-    fields = _Fields()
-    async for line in _lines(pieces):
-        if line:
-            fields.take(line)
-            continue
-        if fields.data:
-            yield JobEvent(fields.name, orjson.loads("\n".join(fields.data)), fields.cursor)
-        fields = _Fields()
-
-
-async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[str]:
-    rest: list[bytes] = []
-    async for piece in pieces:
-        first, *more = piece.split(b"\n")
-        rest.append(first)
-        for begun in more:
-            yield b"".join(rest).decode().rstrip("\r")
-            rest = [begun]
 
 
 def _refusal(status: int, content: bytes) -> TorporError:

@@ -103,6 +103,18 @@ class Batch:
     output_kept_s: int = 0
     ending: BatchStatus | None = None
 
+    def sealed(self, end: BatchStatus) -> tuple["Batch", BatchStatus]:
+        """The record to which nothing is added any more, and how it ends: a file without a valid line has failed."""
+        batch = self
+        if end is BatchStatus.COMPLETED and self.refused == self.total:
+            end, batch = BatchStatus.FAILED, replace(self, errors=self.refusals)
+        return replace(batch, ending=end, total=self.total or self.completed + self.failed), end
+
+    def with_file_error(self, message: str) -> "Batch":
+        """The record of a batch whose file is not one."""
+        error = {"code": "invalid_input_file", "message": message, "line": None, "param": None}
+        return replace(self, errors=(error,))
+
     def in_status(self, status: BatchStatus, now_s: int) -> "Batch":
         """The batch in another status, with its time."""
         return replace(self, status=status, times={**self.times, f"{status}_at": now_s})

@@ -344,12 +344,7 @@ class BatchRun:
             self._leave_out(line.number, custom_id, NOT_RUN_CODE[end])
 
     async def _close(self, end: BatchStatus) -> None:
-        """Seal the record: nothing is added any more. A file without a valid line has failed."""
-        batch = self._batch
-        if end is BatchStatus.COMPLETED and batch.refused == batch.total:
-            end, batch = BatchStatus.FAILED, replace(batch, errors=batch.refusals)
-        total = batch.total or batch.completed + batch.failed
-        self._batch = replace(batch, ending=end, total=total)
+        self._batch, end = self._batch.sealed(end)
         if end is BatchStatus.COMPLETED:
             await self._enter(BatchStatus.FINALIZING)
         else:
@@ -368,12 +363,11 @@ class BatchRun:
 
     async def _fail(self, message: str) -> None:
         """The file is not a batch. Running lines are cancelled; answers are kept."""
-        error = {"code": "invalid_input_file", "message": message, "line": None, "param": None}
         self._commit_round()
         for one in self._running.values():
             await self._deps.store.cancel(JobId(one.job_id))
         await self._collect(BatchStatus.FAILED)
-        self._batch = replace(self._batch, errors=(error,))
+        self._batch = self._batch.with_file_error(message)
         await self._close(BatchStatus.FAILED)
 
     async def _enter(self, status: BatchStatus) -> None:

@@ -1,4 +1,4 @@
-"""OpenAI's chat completions, completions, embeddings, moderations and models, through the queue.
+"""OpenAI's chat completions, completions, embeddings and moderations, through the queue.
 
 Called by `api.wiring`. A call is a job, so it also works while the model is at zero. A client that disconnects
 cancels its job, unless an Idempotency-Key lets it return.
@@ -28,28 +28,15 @@ from api.job.submit_options import SUBMIT_HEADERS, parse_submit_options
 from api.limit import service_tier
 from api.openapi.examples import CHAT_CHUNK, TEXT_CHUNK
 from api.openapi.operation import Body, Text
-from api.routes.held import (
-    HeldDeps,
-    cancel_when_left,
-    ended_job,
-    job_of_repeat,
-    stream_of,
-)
+from api.routes.held import HeldDeps, cancel_when_left, ended_job, job_of_repeat, stream_of
 from api.routes.jobs import accepted, json_response, naming
 from api.routes.route import Call, Routes
 from api.view.cache import job_headers
 from api.view.chunk import Chunker, wants_usage_throughout
 from api.view.job import AcceptedJobView
-from api.view.openai import (
-    ChatCompletion,
-    Completion,
-    EmbeddingList,
-    ModelList,
-    ModelView,
-    Moderation,
-)
+from api.view.openai import ChatCompletion, Completion, EmbeddingList, Moderation
 from api.view.outcome import answer_of, failure_of
-from eventing.errors import InvalidJob, NotFound, TorporError
+from eventing.errors import InvalidJob, TorporError
 from eventing.job.cache.cache import directives
 from eventing.job.call.fields import CHAT_BATCH_URL, request_schema
 from eventing.job.call.moderation import MODERATION_URL
@@ -238,39 +225,6 @@ def _moderator(catalog: Catalog) -> str:
         if card.capabilities and Capability.MODERATE in card.capabilities:
             return card.name
     raise ModelNotFound("no model here judges texts", "body.model")
-
-
-@routes.operation("GET", "/v1/models", Scope.JOBS_READ, answers=ModelList)
-async def list_models(call: Call[OpenAIDeps]) -> Response:
-    """List the models, running or at zero."""
-    cards = call.deps.catalog.cards
-    return json_response({"object": "list", "data": [_model(card) for card in cards]})
-
-
-@routes.operation("GET", "/v1/models/{model:path}", Scope.JOBS_READ, answers=ModelView)
-async def retrieve_model(call: Call[OpenAIDeps]) -> Response:
-    """Retrieve a model."""
-    name = call.request.path_params["model"]
-    card = call.deps.catalog.card(name)
-    if card is None:
-        path = call.request.url.path
-        raise NotFound(
-            "no such model here"
-            if name
-            else f"nothing is served at {path}; did you mean {path.rstrip('/')}?"
-        )
-    return json_response(_model(card))
-
-
-def _model(card: ModelCard) -> ModelView:
-    return {
-        "id": card.name,
-        "object": "model",
-        "created": 0,
-        "owned_by": "torpor",
-        "max_model_len": card.context_tokens,
-        "capabilities": None if card.capabilities is None else sorted(card.capabilities),
-    }
 
 
 async def _serve(call: Call[OpenAIDeps], url: str, body: dict[str, Any]) -> Response:

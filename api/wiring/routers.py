@@ -23,6 +23,7 @@ from api.routes import (
     health,
     jobs,
     keys,
+    models,
     openai,
     organization,
     response_input,
@@ -210,6 +211,7 @@ def _call_routers(parts: Parts) -> list[APIRouter]:
     webhook_deps = webhooks.WebhookDeps(webhooks=parts.webhooks, allowed=submission.webhook_allow)
     return [
         openai.routes.router(access, openai_deps),
+        models.routes.router(access, models.ModelDeps(catalog=submission.catalog)),
         stored_completions.routes.router(access, stored_deps),
         response_input.routes.router(access, response_deps),
         responses.routes.router(access, response_deps),
