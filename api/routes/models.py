@@ -11,9 +11,9 @@ from api.auth.principal import Scope
 from api.job.catalog import Catalog
 from api.routes.jobs import json_response
 from api.routes.route import Call, Routes
-from api.settings import ModelCard
 from api.view.openai import ModelList, ModelView
 from eventing.errors import NotFound
+from eventing.settings import ModelCard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -47,7 +47,6 @@ from eventing.job.plan import ROUTE_STEP, STEPS_AFTER
 from eventing.job.stream import StreamEntry
 from eventing.job.tools.asked import MCP
 from eventing.job.tools.request import OnApproval
-from eventing.settings import ModelCard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
