@@ -69,13 +69,13 @@ test-faults: install ## Kill, cut and freeze real processes; TRIALS=200 for the 
 test-properties: install ## Other examples of the property tests than the ones CI runs, 2,000 of each
 	@$(BIN)/pytest -q -n $(WORKERS) -m hypothesis --hypothesis-profile=search --timeout=1800 tests/unit
 
-test-failovers: install ## Fail the store over by real sentinels, 50 times (FAILOVERS=n), under load
-	@TORPOR_FAILOVERS=$(or $(FAILOVERS),50) $(BIN)/pytest -q tests/faults/test_failover.py
+test-failovers: install ## Fail the store over by real sentinels, 50 times (FAILOVERS=n), under load and between a tool call's mark and its result
+	@TORPOR_FAILOVERS=$(or $(FAILOVERS),50) $(BIN)/pytest -q tests/faults/test_failover.py tests/faults/test_tool_failover.py
 
 test-turns: install ## Kill the predictor all along loops of five turns, SEEDS=20 of them with KILLS=60
 	@TORPOR_TURN_SEEDS=$(or $(SEEDS),20) TORPOR_TURN_KILLS=$(or $(KILLS),60) $(BIN)/pytest -q tests/faults/test_tool_turns.py
 
-test-calls: install ## Kill the process that runs tool calls at each point of a call, KILLS=200 times for each effect class
+test-calls: install ## Kill each process, and the tool, at each point of a tool call, KILLS=200 times for each effect class
 	@TORPOR_CALL_KILLS=$(or $(KILLS),200) $(BIN)/pytest -q tests/faults/test_tool_callers.py
 
 test-mcp: install ## Our MCP client by the protocol's own conformance suite (npm brings suite and Node 22)
