@@ -14,7 +14,6 @@ _APPROVAL: Final = {
     "server": "refund",
     "tool": "refund",
     "arguments": '{"order_id": "A7", "amount": 12.5}',
-    "arguments_characters": 34,
     "reason": "approval",
     "effect": "keyed",
     "approver": None,

@@ -3,11 +3,11 @@
 Called by the decision. The strictest wins: a request may ask for more approvals than the operator, never for fewer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from eventing.job.tools.call import CallState, EffectClass, Turn
-from eventing.job.tools.server import Approval
+from eventing.job.tools.server import BUILT_IN, SEPARATOR, Approval
 from eventing.job.tools.tool_list import PinnedServer, PinnedTool
 
 REQUIRED: Final = "approval"
@@ -59,19 +59,37 @@ def _matches(given: Any, tool: PinnedTool) -> bool:
     return bool(said) and all(said)
 
 
-def tainting_origins(turns: Sequence[Turn], servers: Mapping[str, PinnedServer]) -> frozenset[str]:
+def tainting_origins(
+    turns: Sequence[Turn], servers: Mapping[str, PinnedServer], read_before: Iterable[str] = ()
+) -> frozenset[str]:
     """The origins of untrusted servers whose results the job's next prompt has. A server that is in no list any more
-    is not trusted.
+    is not trusted. `read_before` are the labels of those whose results came with the request.
     """
+    read = {
+        call.server
+        for turn in turns
+        for call in turn.calls
+        if call.server and call.state is CallState.RETURNED
+    }
     found = set()
-    for turn in turns:
-        for call in turn.calls:
-            server = servers.get(call.server)
-            is_read = call.server and call.state is CallState.RETURNED
-            if is_read and call.server != BUILT_IN and not (server and server.trusted):
-                found.add(server.origin if server else call.server)
+    for label in (read | set(read_before)) - {BUILT_IN}:
+        server = servers.get(label)
+        if not (server and server.trusted):
+            found.add(server.origin if server else label)
     return frozenset(found)
 
 
-BUILT_IN: Final = "torpor"
-"""The label of tools that are part of the product; no configured server may have it."""
+def read_before(messages: Iterable[Any], own: frozenset[str]) -> frozenset[str]:
+    """The labels of the servers whose results stand among a request's messages: earlier responses, or the caller's
+    copy of them. `own` are the caller's functions.
+    """
+    labels: dict[Any, str] = {}
+    found = set()
+    for message in messages:
+        for call in message.get("tool_calls") or ():
+            name = str((call.get("function") or {}).get("name") or "")
+            label, separator, _ = name.partition(SEPARATOR)
+            labels[call.get("id")] = label if separator and name not in own else ""
+        if message.get("role") == "tool" and (label := labels.get(message.get("tool_call_id"), "")):
+            found.add(label)
+    return frozenset(found)

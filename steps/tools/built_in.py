@@ -3,9 +3,8 @@
 from typing import Final
 
 from eventing.job.tools.call import EffectClass
-from eventing.job.tools.server import SEPARATOR, Approval
+from eventing.job.tools.server import BUILT_IN, SEPARATOR, Approval
 from eventing.job.tools.tool_list import PinnedServer, PinnedTool
-from steps.tools.approval import BUILT_IN
 
 READ: Final = "read"
 READ_TOOL: Final = PinnedTool(

@@ -289,10 +289,11 @@ class Caller:
             case Result():
                 return await self._returned(job, call, target, answer)
             case Later(handle=handle, poll_ms=poll_ms):
+                handle = target.masked(handle)
                 await self._end(job, call, send, CallEnd(state=CallState.ACCEPTED, handle=handle))
                 return await self._later(job, call, send, handle, poll_ms)
             case Asks(requests=requests, state=state):
-                return asked_of_user(call, requests, state, task="")
+                return asked_of_user(call, target.masked(requests), target.masked(state), task="")
 
     async def _returned(self, job: Job, call: ToolCall, target: Target, result: Result) -> CallEnd:
         """The result as it is stored."""
@@ -333,6 +334,7 @@ class Caller:
                 case Result():
                     return await self._returned(job, call, target, answer)
                 case Asks(requests=requests, state=state):
+                    requests, state = target.masked(requests), target.masked(state)
                     return asked_of_user(call, requests, state, task=name)
                 case Later(poll_ms=asked_ms, said=said):
                     poll_ms = max(asked_ms, int(_PAUSE_S * 1000))

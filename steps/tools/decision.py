@@ -28,9 +28,9 @@ from eventing.job.tools.limits import (
 )
 from eventing.job.tools.prompt import OUTPUT_BUDGETS
 from eventing.job.tools.request import OnApproval
-from eventing.job.tools.server import ToolServer
+from eventing.job.tools.server import BUILT_IN, ToolServer
 from eventing.job.tools.tool_list import PinnedServer, PinnedTool, pinned_servers
-from steps.tools.approval import BUILT_IN, reason_to_ask, tainting_origins
+from steps.tools.approval import read_before, reason_to_ask, tainting_origins
 from steps.tools.built_in import BUILT_IN_SERVER
 from steps.tools.settings import ToolSettings
 
@@ -129,7 +129,7 @@ class _Decision:
             call.digest for turn in job.turns for call in turn.calls if call.server
         )
         self._mark = next((each.mark for each in pinned.values() if each.mark), "")
-        self._taints = tainting_origins(job.turns, self._servers) if settings.taint else frozenset()
+        self._taints = self._tainting() if settings.taint else frozenset()
         self._stopped = self._stopped_before()
 
     def turn(self, message: Mapping[str, Any], said: Sequence[_Said]) -> Turn:
@@ -208,6 +208,16 @@ class _Decision:
         if self._stopped:
             return _not_run(call, self._stopped, _TOLD[self._stopped])
         return None
+
+    def _tainting(self) -> frozenset[str]:
+        request = self._job.prepared or self._job.request
+        before = read_before(request.body.get("messages") or (), self._client)
+        trusted = {
+            label
+            for label in before - self._servers.keys()
+            if (known := self._configured.get(label)) is not None and known.is_trusted
+        }
+        return tainting_origins(self._job.turns, self._servers, before - trusted)
 
     def _stopped_before(self) -> StoppedBy | None:
         """The limit that this turn's calls are past already."""

@@ -4,7 +4,6 @@ Called by the step `list-tools` with what the servers said. Names get the server
 person would not see, and the definitions are bounded.
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -17,18 +16,20 @@ from eventing.job.tools.call import EffectClass
 from eventing.job.tools.fence import plain_text, without_special_tokens
 from eventing.job.tools.limits import ToolLimits
 from eventing.job.tools.request import TOOL_LIMITS
-from eventing.job.tools.server import SEPARATOR, Approval, ToolServer
+from eventing.job.tools.server import Approval, ToolServer
 from eventing.job.tools.tool_list import (
+    LONGEST_NAME,
     PinnedServer,
     PinnedTool,
     definition_digest,
     list_digest,
+    model_name,
 )
 from steps.tools.built_in import READ_TOOL
 
 _DESCRIPTION_CHARS: Final = 4096
-_LONGEST_NAME: Final = 64
-_NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9_-]")
+_LONGEST_TOOL: Final = 128
+"""Characters of a name, by MCP's specification; what has more is left out."""
 
 
 def pinned_server(
@@ -52,8 +53,12 @@ def pinned_server(
     wanted = [
         tool
         for tool in every
-        if asked is None
-        or asked.allows(tool.tool, is_read_only=tool.annotations.get("readOnlyHint") is True)
+        if 0 < len(tool.tool) <= _LONGEST_TOOL
+        and tool.tool.isprintable()  # else a person is shown another name than the one that is called
+        and (
+            asked is None
+            or asked.allows(tool.tool, is_read_only=tool.annotations.get("readOnlyHint") is True)
+        )
     ]
     return PinnedServer(
         server_label=label,
@@ -88,15 +93,6 @@ def _tool(
 _HINTS: Final = ("readOnlyHint", "destructiveHint", "idempotentHint", "openWorldHint")
 
 
-def model_name(label: str, tool: str) -> str:
-    """The name that the model knows the tool by: letters, digits, hyphens and underscores, at most 64."""
-    name = f"{label}{SEPARATOR}{_NOT_IN_NAMES.sub('_', tool)}"
-    if len(name) <= _LONGEST_NAME:
-        return name
-    digest = definition_digest({"name": tool})[:8]
-    return f"{name[: _LONGEST_NAME - 9]}_{digest}"
-
-
 def _distinct(tools: Sequence[PinnedTool]) -> tuple[PinnedTool, ...]:
     """Tools in the order of their names, those whose names fell together told apart by a digest: the order of a list
     that is asked for again is the same, and with it the prompt.
@@ -107,7 +103,7 @@ def _distinct(tools: Sequence[PinnedTool]) -> tuple[PinnedTool, ...]:
         if names.count(tool.name) == 1
         else replace(
             tool,
-            name=f"{tool.name[: _LONGEST_NAME - 9]}_{definition_digest({'name': tool.tool})[:8]}",
+            name=f"{tool.name[: LONGEST_NAME - 9]}_{definition_digest({'name': tool.tool})[:8]}",
         )
         for tool in tools
     ]
@@ -121,7 +117,7 @@ def _plain(value: Any, depth: int = 0) -> Any:
     if isinstance(value, str):
         return without_special_tokens(plain_text(value)) if value else value
     if isinstance(value, Mapping):
-        return {str(name): _plain(each, depth + 1) for name, each in value.items()}
+        return {_plain(str(name)): _plain(each, depth + 1) for name, each in value.items()}
     if isinstance(value, list):
         return [_plain(each, depth + 1) for each in value]
     return value

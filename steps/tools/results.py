@@ -18,10 +18,9 @@ from eventing.job.job import Job
 from eventing.job.tools.call import CallState, ToolCall
 from eventing.job.tools.limits import ToolLimits, most_equal
 from eventing.store.objects.object_store import ObjectStore
-from steps.tools.client.answer import Result, Target
+from steps.tools.client.answer import CREDENTIAL, Result, Target
 
 _TAIL_SHARE: Final = 4
-_CREDENTIAL: Final = b"[credential]"
 _SHOWN_READ: Final = 32 * 1024
 
 
@@ -153,7 +152,7 @@ def _without(parts: list[bytes], secrets: Sequence[bytes]) -> Iterator[bytes]:
     while parts:
         text = carried + parts.pop()
         for secret in secrets:
-            text = text.replace(secret, _CREDENTIAL)
+            text = text.replace(secret, CREDENTIAL.encode())
         keep = min(longest, len(text)) if parts else 0
         carried = text[len(text) - keep :]
         yield text[: len(text) - keep]

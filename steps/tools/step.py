@@ -11,7 +11,7 @@ from eventing.clock import Clock
 from eventing.errors import BadRequest
 from eventing.job.job import Job, JobError
 from eventing.job.tools.call import CallState, ToolCall, Turn
-from eventing.job.tools.server import ToolConfig
+from eventing.job.tools.server import BUILT_IN, ToolConfig
 from eventing.telemetry.cost import Prices
 from eventing.telemetry.metric.series import labelled
 from steps.handler import (
@@ -24,7 +24,6 @@ from steps.handler import (
     wrong_setting,
 )
 from steps.tools import metrics
-from steps.tools.approval import BUILT_IN
 from steps.tools.decision import ApprovalImpossible, decide
 from steps.tools.results import ToolResults
 from steps.tools.settings import limits_of, parse_tool_settings

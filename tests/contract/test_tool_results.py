@@ -104,6 +104,7 @@ class TestLate:
 
         assert await rig.give(0, end=forged) is ReturnStatus.LATE
         assert await rig.give(0, end=real) is ReturnStatus.NEXT
+        assert await rig.give(0, end=real) is ReturnStatus.DONE
         assert await rig.give(0, end=replace(real, output="again")) is ReturnStatus.LATE
 
         assert (await rig.job()).turns[0].calls[0].output == "real"

@@ -2,7 +2,7 @@
 
 import { call, pathOf, repeat } from "./api.js";
 import { asked, button, card, doing, field, make } from "./dom.js";
-import { moment, words } from "./format.js";
+import { moment, visible, words } from "./format.js";
 import { link } from "./route.js";
 
 const ROWS = 50, PAUSE_MS = 5000;
@@ -39,11 +39,11 @@ function question(one, load) {
     await load(true);
   });
   const questions = (one.questions ?? []).map((each) =>
-    make("div", { className: "why" }, each.message, each.url ? ` ${each.url}` : "", each.schema ? make("pre", {}, JSON.stringify(each.schema)) : null));
+    make("div", { className: "why" }, visible(each.message), each.url ? ` ${each.url}` : "", each.schema ? make("pre", {}, visible(JSON.stringify(each.schema))) : null));
   return make("li", { className: "letter" },
     make("div", {},
       make("a", { href: link("jobs", one.job_id) }, `${one.server}: ${one.tool}`),
-      make("pre", {}, one.arguments),
+      make("pre", {}, visible(one.arguments)),
       make("div", { className: "quiet" }, `${one.kind} · ${words(one.reason)} · effect ${one.effect} · until ${moment(1000 * one.expires_at)}`),
       questions,
       field(SAYS[one.kind], said)),

@@ -42,3 +42,9 @@ export function promptOf(body) {
   return body.messages.map((message) =>
     (body.messages.length > 1 ? `${message.role}: ${textOf(message.content)}` : textOf(message.content))).join("\n");
 }
+
+/** What a person is asked to approve: characters that are not seen, or turn the line around, as \uXXXX. */
+export function visible(text) {
+  return text.replace(/[\u00ad\u034f\u061c\u115f\u1160\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\u{e0000}-\u{e0fff}]/gu,
+    (found) => `\\u${found.codePointAt(0).toString(16).padStart(4, "0")}`);
+}

@@ -4,7 +4,7 @@ Called by `api.routes.approvals`. No address and no credential is in them.
 """
 
 from collections.abc import Mapping
-from typing import Any, Final, Literal, NotRequired
+from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
@@ -13,8 +13,6 @@ from eventing.job.job import JobId
 from eventing.job.tools.call import ToolCall
 from eventing.job.tools.question import QuestionKind, kind_of, requests_of
 from eventing.job.tools.server import ToolServer
-
-_ARGUMENT_CHARS: Final = 4096
 
 
 class QuestionView(TypedDict):
@@ -41,8 +39,7 @@ class ApprovalView(TypedDict):
     server: str
     tool: str
     arguments: str
-    """The first 4,096 characters of what the model wrote"""
-    arguments_characters: int
+    """As the model wrote them, whole: what is approved is what is shown"""
     reason: str
     """Why it is asked"""
     effect: str
@@ -65,8 +62,7 @@ def approval_view(job_id: JobId, call: ToolCall) -> ApprovalView:
         "state": call.state,
         "server": call.server,
         "tool": call.tool or call.name,
-        "arguments": call.arguments[:_ARGUMENT_CHARS],
-        "arguments_characters": len(call.arguments),
+        "arguments": call.arguments,
         "reason": call.reason,
         "effect": call.effect,
         "approver": call.approver or None,

@@ -11,13 +11,11 @@ from eventing.job.plan import LIST_TOOLS_STEP
 from eventing.job.tools.asked import asked_servers
 from eventing.job.tools.call import CallState, ToolCall, Turn, call_of_approval, item_id
 from eventing.job.tools.request import SERVERS
-from eventing.job.tools.server import SEPARATOR
+from eventing.job.tools.server import BUILT_IN, SEPARATOR
 from eventing.job.tools.tool_list import PinnedServer, pinned_servers
 
 Item = dict[str, Any]
 
-BUILT_IN: Final = "torpor"
-"""The label of tools that are part of the product."""
 _NOT_CARRIED_OUT: Final = -32000
 """Of JSON-RPC's codes for errors of a server."""
 _IN_DOUBT: Final = "It is not known whether the call was carried out: it may have happened."

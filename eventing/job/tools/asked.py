@@ -14,7 +14,7 @@ import orjson
 
 from eventing.errors import InvalidJob
 from eventing.job.call.rule import FLAG, OBJECT, TEXT, FieldRule, Schema, check
-from eventing.job.tools.server import SEPARATOR, Approval
+from eventing.job.tools.server import BUILT_IN, SEPARATOR, Approval
 from eventing.process.setting import http_url
 
 MCP: Final = "mcp"
@@ -154,6 +154,8 @@ def asked_server(tool: Mapping[str, Any], where: str) -> AskedServer:
     for name in {key for key, value in tool.items() if value is not None} - _FIELDS - {*_REFUSED}:
         raise _wrong(f"{where}.{name:.60}", "is not supported")
     check(f"{where}.", tool.get("server_label"), _LABEL_RULE, "server_label")
+    if tool["server_label"] == BUILT_IN:
+        raise _wrong(f"{where}.server_label", f"{BUILT_IN} is the label of tools of the product")
     description = tool.get("server_description") or ""
     check(f"{where}.", description, TEXT, "server_description")
     _check_credentials(tool, where)
@@ -216,8 +218,10 @@ _MOST_HEADERS: Final = 32
 _OURS: Final = (
     *("host", "content-length", "content-type", "transfer-encoding", "connection", "te"),
     *("upgrade", "trailer", "accept", "accept-encoding", "expect", "proxy-authorization"),
+    *("idempotency-key", "traceparent", "tracestate"),
 )
-"""Headers that the client of the protocol sets."""
+_OUR_PREFIXES: Final = ("mcp-", "ce-")
+"""Headers that the client of the protocol sets. Those of CloudEvents say whose call it is: a function believes them."""
 
 
 def _check_credentials(tool: Mapping[str, Any], where: str) -> None:
@@ -234,7 +238,7 @@ def _check_credentials(tool: Mapping[str, Any], where: str) -> None:
     for name, value in headers.items():
         if not isinstance(name, str) or not _HEADER.match(name) or name.lower() in _OURS:
             raise _wrong(f"{where}.headers", "has a name that can not be sent")
-        if name.lower().startswith("mcp-") or names.count(name.lower()) > 1:
+        if name.lower().startswith(_OUR_PREFIXES) or names.count(name.lower()) > 1:
             raise _wrong(f"{where}.headers", "has a name that can not be sent")
         if not isinstance(value, str) or not _VALUE.match(value):
             raise _wrong(f"{where}.headers", "must be texts that headers can carry")

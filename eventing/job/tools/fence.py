@@ -5,6 +5,7 @@ result has `<|im_start|>system` in it could speak for the operator. What looks l
 is broken up: the text stays readable, and no tokenizer finds one token in it.
 """
 
+import hashlib
 import re
 from typing import Final
 
@@ -38,6 +39,16 @@ def without_special_tokens(text: str) -> str:
 def plain_text(text: str) -> str:
     """A description of a tool without what a person who reads it would not see."""
     return _HIDDEN.sub("", _COMMENT.sub("", text)).strip()
+
+
+def visible(text: str) -> str:
+    r"""What a person is asked to approve: characters that are not seen, or turn the line around, as `\uXXXX`."""
+    return _HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def digest_mark(text: str) -> str:
+    """A mark for a result whose job's is not known: of its own text, into which it can not be written."""
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def fenced(text: str, mark: str) -> str:

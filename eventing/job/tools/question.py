@@ -96,7 +96,7 @@ def _input(call: ToolCall, body: Mapping[str, Any], approver: str) -> Decision:
         given = {key: content for key in requests} if len(requests) == 1 else content
         answers = {}
         for key, params in requests.items():
-            where = "content" if len(requests) == 1 else f"content.{key}"
+            where = "content" if len(requests) == 1 else f"content.{key:.60}"
             own = check_content(given.get(key), params.get("requestedSchema"), where)
             answers[key] = {"action": "accept", "content": own}
     text = orjson.dumps(answers).decode()
@@ -112,8 +112,8 @@ def check_content(content: Any, schema: Any, where: str) -> dict[str, Any]:
     known = schema.get("properties") if isinstance(schema, Mapping) else None
     fields = known if isinstance(known, Mapping) else {}
     needed = schema.get("required") if isinstance(schema, Mapping) else ()
-    for name in needed if isinstance(needed, list) else ():
-        if name not in content:
+    for name in _list(needed):
+        if isinstance(name, str) and name not in content:
             raise BadRequest(f"{where}.{name:.60} is required", f"{where}.{name:.60}")
     for name, value in content.items():
         place = f"{where}.{name:.60}"
@@ -130,14 +130,16 @@ def _broken(value: Any, rule: Mapping[str, Any]) -> str:
     kind = rule.get("type")
     if not _TYPES.get(str(kind), lambda _: True)(value):
         return f"must be of type {kind!s:.20}"
-    words = rule.get("enum") or [
+    words = _list(rule.get("enum")) or [
         one.get("const")
-        for one in rule.get("oneOf") or rule.get("anyOf") or ()
+        for one in _list(rule.get("oneOf")) or _list(rule.get("anyOf"))
         if isinstance(one, Mapping)
     ]
     if words and kind != "array" and value not in words:
         return "must be one of what was offered"
     size = len(value) if isinstance(value, str | list) else value
+    if not isinstance(size, int | float):
+        return ""  # no bound is of an object or of null
     for least, most in (
         ("minimum", "maximum"),
         ("minLength", "maxLength"),
@@ -149,6 +151,11 @@ def _broken(value: Any, rule: Mapping[str, Any]) -> str:
         if isinstance(high, int | float) and size > high:
             return f"must be at most {high:g}"
     return ""
+
+
+def _list(value: Any) -> list[Any]:
+    """What should be a list in a schema, which a tool wrote; empty where it is none."""
+    return value if isinstance(value, list) else []
 
 
 _TYPES: Final = {

@@ -24,6 +24,8 @@ SEPARATOR: Final = "__"
 """Between label and tool in the name that the model knows; a label has no underscore."""
 URLS: Final = "urls"
 """Stands for all servers that requests name by address; no configured server has that label."""
+BUILT_IN: Final = "torpor"
+"""The label of tools that are part of the product; no other server has it."""
 EVERY_TENANT: Final = "*"
 DEFAULT_TIMEOUT_MS: Final = 60_000
 _LONGEST_MS: Final = 24 * 3600 * 1000
@@ -173,6 +175,8 @@ def _server(label: Any, entry: Any) -> ToolServer:
         raise tools_error(where, "must be a label of a-z, 0-9 and hyphens, at most 32")
     if label == URLS:
         raise tools_error(where, "is the label of servers that requests name by address")
+    if label == BUILT_IN:
+        raise tools_error(where, "is the label of the tools that are part of the product")
     given = _object(where, entry, _FIELDS)
     kind = _word(f"{where}.kind", given.get("kind", ServerKind.MCP), ServerKind)
     effects = _object(f"{where}.effects", given.get("effects", {}), None)

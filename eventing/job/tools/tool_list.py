@@ -5,15 +5,19 @@ by the views. A definition that changes later has another digest, and is not cal
 """
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
 from eventing.job.tools.call import EffectClass
-from eventing.job.tools.server import Approval
+from eventing.job.tools.server import SEPARATOR, Approval
 from eventing.known_fields import known_fields, known_value
+
+LONGEST_NAME: Final = 64
+_NOT_IN_NAMES: Final = re.compile(r"[^A-Za-z0-9_-]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,3 +92,12 @@ def list_digest(tools: Sequence[PinnedTool]) -> str:
     """The digest of a list: names and definitions, so that a renamed tool changes it; their order does not."""
     pairs = sorted([tool.tool, tool.digest] for tool in tools)
     return hashlib.sha256(orjson.dumps(pairs)).hexdigest()
+
+
+def model_name(label: str, tool: str) -> str:
+    """The name that the model knows the tool by: letters, digits, hyphens and underscores, at most 64."""
+    name = f"{label}{SEPARATOR}{_NOT_IN_NAMES.sub('_', tool)}"
+    if len(name) <= LONGEST_NAME:
+        return name
+    digest = definition_digest({"name": tool})[:8]
+    return f"{name[: LONGEST_NAME - 9]}_{digest}"

@@ -26,7 +26,7 @@ local calling = job.calling and cjson.decode(job.calling)
 local is_open = calling and calling.turn == turn and (call.state == 'sent' or call.state == 'accepted')
 if not is_open or not (is_known or is_held) or (call.state == 'accepted' and state == 'accepted' and call.handle == told.handle) then
   local is_other = is_result and (call.state ~= 'returned' or call.output ~= (told.output ~= '' and told.output or nil))
-  if is_held and not is_other then
+  if (is_held or is_known) and not is_other then
     if call.state == 'pending' then return 'again' end
     if call.state ~= 'sent' then return 'done' end
   end
@@ -50,7 +50,7 @@ if state == 'accepted' then
 elseif WAITING[state] then
   ask(job, job_id, calling, call, state, now)
 elseif FINAL[state] then
-  call.ended_ms, call.token_hash = now, ''
+  call.ended_ms = now -- the hash of its token stays: a result that comes again is known by it
   if state == 'unknown' and (call.output or '') == '' then call.output = TOLD.unknown end
 elseif state == 'pending' then
   call.handle = ''

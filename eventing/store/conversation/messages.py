@@ -11,7 +11,8 @@ from typing import Any, Final
 import orjson
 
 from eventing.errors import InvalidJob
-from eventing.job.tools.server import SEPARATOR
+from eventing.job.tools.fence import digest_mark, fenced
+from eventing.job.tools.tool_list import model_name
 
 Item = Mapping[str, Any]
 Message = dict[str, Any]
@@ -72,13 +73,14 @@ def _add_server_call(messages: list[Message], item: Item, where: str) -> None:
     """A call that was run here, with its result."""
     label = item_field(item, "server_label", where)
     call = {
-        "name": f"{label}{SEPARATOR}{item_field(item, 'name', where)}",
+        "name": model_name(label, item_field(item, "name", where)),
         "arguments": item_field(item, "arguments", where, may_be_empty=True),
         "call_id": item_field(item, "id", where),
     }
     _add_call(messages, call, where)
     said = item.get("output") if item.get("output") is not None else item.get("error")
-    content = said if isinstance(said, str) else orjson.dumps(said).decode()
+    text = said if isinstance(said, str) else orjson.dumps(said).decode()
+    content = fenced(text, digest_mark(text))
     messages.append({"role": "tool", "tool_call_id": call["call_id"], "content": content})
 
 

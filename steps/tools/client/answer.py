@@ -10,6 +10,8 @@ from typing import Any, Final
 
 from eventing.process.egress import AllowList
 
+CREDENTIAL: Final = "[credential]"
+"""What stands in the place of one."""
 _SHORTEST_SECRET: Final = 6
 
 
@@ -29,6 +31,16 @@ class Target:
         values = [*self.headers.values(), *(v.partition(" ")[2] for v in self.headers.values())]
         found = {each for each in values if len(each) >= _SHORTEST_SECRET}
         return tuple(sorted(found, key=len, reverse=True))
+
+    def masked(self, said: Any) -> Any:
+        """What the server said, names in it too, without the credentials that it was sent."""
+        if isinstance(said, str):
+            for secret in self.secrets:
+                said = said.replace(secret, CREDENTIAL)
+            return said
+        if isinstance(said, Mapping):
+            return {self.masked(name): self.masked(each) for name, each in said.items()}
+        return [self.masked(each) for each in said] if isinstance(said, list | tuple) else said
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

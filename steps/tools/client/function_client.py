@@ -122,8 +122,8 @@ class FunctionClient:
     async def _referred(
         self, target: Target, event: Event, call: Outgoing, limit_bytes: int
     ) -> Answer:
-        """The result at the address that the event names. It gets no credential, and only the function's own host may
-        be inside.
+        """The result at the address that the event names. It gets no credential, only the function's own host may be
+        inside, and what is read is what the function knew: its digest.
         """
         url = event.extensions["dataref"]
         own = target.allowed if URL(url).host == URL(target.url).host else AllowList()
@@ -147,7 +147,7 @@ class FunctionClient:
         if data is None:
             return error_result("The tool named its result by an address that can not be read.")
         digest = event.extensions.get("datasha256", "")
-        if digest and hashlib.sha256(data).hexdigest() != digest.lower():
+        if hashlib.sha256(data).hexdigest() != digest.lower():
             return error_result("The tool's result is not the one that it named.")
         return result_of(data)
 

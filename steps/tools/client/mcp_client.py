@@ -99,7 +99,7 @@ class McpClient:
                 limit.reschedule(asyncio.get_running_loop().time() + _CLOSE_S)
         except Exception as error:  # the SDK raises groups of anything
             if listed is None:
-                raise _of_list(_first(error)) from None
+                raise _of_list(_first(error), target) from None
         finally:
             await exchange.aclose()
         assert listed is not None  # noqa: S101
@@ -227,6 +227,7 @@ class McpClient:
         return known
 
     async def _list(self, session: Session, target: Target) -> Listed:
+        """What is remembered and given on has no credential that the server repeats."""
         tools: list[Mapping[str, Any]] = []
         cursor: str | None = None
         ttl_ms = 0
@@ -234,7 +235,7 @@ class McpClient:
             page = await session.list_tools(
                 params=mcp_types.PaginatedRequestParams(cursor=cursor) if cursor else None
             )
-            tools += [definition(tool) for tool in page.tools]
+            tools += [target.masked(definition(tool)) for tool in page.tools]
             ttl_ms, cursor = page.ttl_ms or 0, page.next_cursor
             if len(tools) > MOST_LISTED:
                 raise Refused("too_many_tools", f"the server lists more than {MOST_LISTED} tools")
@@ -295,7 +296,7 @@ def _answered(error: BaseException, status: int) -> Answer | None:
             return None
 
 
-def _of_list(error: BaseException) -> Exception:
+def _of_list(error: BaseException, target: Target) -> Exception:
     """What the failure of a list means: nothing was carried out, whatever it is."""
     match error:
         case NotSent() | Refused():
@@ -305,7 +306,7 @@ def _of_list(error: BaseException) -> Exception:
         case TooLong():
             return Refused("too_many_tools", f"the list is over {LIST_BYTES} bytes")
         case MCPError(message=message):
-            return NotSent(f"the server does not list its tools: {message:.200}")
+            return NotSent(f"the server does not list its tools: {target.masked(message):.200}")
         case _:
             return NotSent(f"the server does not list its tools: {type(error).__name__}")
 

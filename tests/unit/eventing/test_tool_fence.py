@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from eventing.job.tools.fence import fenced, plain_text, without_special_tokens
+from eventing.job.tools.fence import (
+    digest_mark,
+    fenced,
+    plain_text,
+    visible,
+    without_special_tokens,
+)
 
 TOKENIZER = Path(__file__).parents[3] / ".torpor/models/smollm2-135m-instruct/tokenizer.json"
 SPECIAL = (
@@ -74,3 +80,13 @@ def test_a_result_stands_between_marks_that_it_can_not_repeat() -> None:
     assert said.startswith(f"[result {mark}]\n")
     assert said.count(mark) == 2
     assert fenced("plain", "") == "plain"
+
+
+def test_what_a_person_approves_has_nothing_that_is_not_seen() -> None:
+    assert visible('{"to": "a\u202eb\u200bc\U000e0041"}') == '{"to": "a\\u202eb\\u200bc\\ue0041"}'
+    assert visible('{"to": "wähle 猫"}\n') == '{"to": "wähle 猫"}\n'
+
+
+def test_the_mark_of_a_result_whose_job_is_not_known_is_of_its_text() -> None:
+    assert digest_mark("a") == digest_mark("a") != digest_mark("b")
+    assert len(digest_mark("\ud800")) == 16

@@ -129,6 +129,7 @@ def test_what_a_tenant_may_not_use_is_refused_by_name(
     [
         (mcp("a__b"), "server_label"),
         (mcp("a_"), "server_label"),
+        (mcp("torpor", server_url="https://x.example/mcp"), "server_label"),
         (mcp(""), "server_label"),
         ({"type": "mcp"}, "server_label"),
         (mcp(server_url="ftp://x"), "server_url"),
@@ -148,6 +149,9 @@ def test_what_a_tenant_may_not_use_is_refused_by_name(
         (mcp(headers={"Host": CANARY}), "headers"),
         (mcp(headers={"Mcp-Session-Id": CANARY}), "headers"),
         (mcp(headers={"x-a": "1", "X-A": CANARY}), "headers"),
+        (mcp(headers={"Ce-Tenant": CANARY}), "headers"),
+        (mcp(headers={"Idempotency-Key": CANARY}), "headers"),
+        (mcp(headers={"Traceparent": CANARY}), "headers"),
         (mcp(headers={"x": f"{CANARY}\r\n"}), "headers"),
         (mcp(authorization=CANARY, headers={"Authorization": "y"}), "headers"),
         (mcp(colour="red"), "colour"),

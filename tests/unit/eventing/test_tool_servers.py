@@ -78,7 +78,7 @@ def test_what_a_server_can_not_have_is_named(server: dict[str, Any], field: str)
     assert raised.value.field == field
 
 
-@pytest.mark.parametrize("label", ["Mail", "a_b", "x" * 33, "urls", "-a"])
+@pytest.mark.parametrize("label", ["Mail", "a_b", "x" * 33, "urls", "torpor", "-a"])
 def test_a_label_is_one_that_a_models_function_name_can_begin_with(label: str) -> None:
     with pytest.raises(BadRequest, match="label"):
         parse_tools({"servers": {label: {"url": "https://a.example"}}})

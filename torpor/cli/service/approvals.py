@@ -20,6 +20,7 @@ def list_approvals(
     limit: Limit = 20, api: ApiOption = "", data_dir: DataDir = None, as_json: Json = False
 ) -> None:
     """List the calls that wait, with what they would do."""
+    from eventing.job.tools.fence import visible
     from torpor.cli.view.screen import print_json, stdout
     from torpor.cli.view.table import first_words, table
 
@@ -27,7 +28,7 @@ def list_approvals(
     if as_json:
         print_json(page)
         return
-    shown = table("id", "asked", "tool", "arguments", "why")
+    shown = table("id", "asked", "tool", "why", "arguments")
     for one in page["data"]:
         tool = f"{one['server']}: {one['tool']}"
         asked = " ".join(each["message"] for each in one.get("questions", ()))
@@ -35,8 +36,8 @@ def list_approvals(
             one["id"],
             one["kind"],
             tool,
-            first_words(one["arguments"]),
             first_words(asked or one["reason"]),
+            visible(one["arguments"]),  # whole: what is cut off could be what matters
         )
     stdout.print(shown if page["data"] else "nothing waits for a person")
 
