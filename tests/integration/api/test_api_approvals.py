@@ -240,11 +240,16 @@ async def test_a_result_that_comes_later_is_taken_once_with_the_token_of_its_cal
         await rig.client.post(path, json=body, headers={"Torpor-Call-Token": text})
         for text in ("", "t1", "t0", "t0")
     ]
+    other = {"content": [{"type": "text", "text": "paid twice"}]}
+    late = await rig.client.post(path, json=other, headers={"Torpor-Call-Token": "t0"})
     missing = await rig.client.post(path.replace("1.0", "9.9"), json=body)
     large = {"content": [{"type": "text", "text": "x" * 40_000}]}
     refused = await rig.client.post(path, json=large)
 
-    assert [each.status_code for each in found] == [403, 403, 200, 403]
+    assert [each.status_code for each in found] == [403, 403, 200, 200]
+    assert (found[3].json()["status"], late.status_code) == ("done", 409)
+    noted = (await rig.client.get(f"/v1/jobs/{loop.job_id}")).json()["late_results"]
+    assert [each["output"] for each in noted] == ["paid twice"]
     assert (missing.status_code, refused.status_code) == (404, 400)
     (call,) = (await loop.job()).turns[0].calls
     assert call.output == "paid\n[image: not shown]"

@@ -35,14 +35,15 @@ async def test_a_call_is_approved_and_another_denied_on_the_page(api: ApiWithJob
     answer = await api.client.post("/v1/jobs", json=line)
     loop = Loop(api, JobId(answer.json()["id"]))
     await loop.list_tools("box")
-    harmful = '{"text": "<b>hi</b>"}'
+    harmful = '{"text": "<b>hi</b>\u202e"}'
+    shown = '{"text": "<b>hi</b>\\u202e"}'
     await loop.answer("", said(("c0", "box__send", harmful), ("c1", "box__read", "{}")))
     await loop.decide()
     async with chromium() as browser, console(api, browser) as page:
         await go(page, "#/approvals")
         rows = page.locator("#approval-list > li")
         await expect(rows).to_have_count(2)
-        await expect(rows.filter(has_text="send").locator("pre").first).to_have_text(harmful)
+        await expect(rows.filter(has_text="send").locator("pre").first).to_have_text(shown)
         await page.get_by_role("button", name="Approve: send").click()
         await expect(rows).to_have_count(1)
         await rows.locator("textarea").fill("private")
