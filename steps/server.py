@@ -24,6 +24,7 @@ from eventing.cloudevent import request_id
 from eventing.cloudevent.event import Event, build_binary, parse_http
 from eventing.cloudevent.job_event import MINIMAL, PLANNED, REQUESTED, job_id_of
 from eventing.cloudevent.result_event import result_event
+from eventing.cloudevent.tool_event import CALLED
 from eventing.errors import TorporError, Unavailable
 from eventing.job.plan import PlannedStep
 from eventing.outbox.publisher import OutboxPublisher
@@ -45,6 +46,7 @@ from steps.runner.parts import Parts
 from steps.runner.runner import Runner, RunnerDeps
 from steps.settings import StepsSettings
 from steps.table import EventHandler, event_handlers, handlers
+from steps.tools.beside import BesideTool
 from steps.tools.make import make_tools
 
 _log = structlog.get_logger()
@@ -80,7 +82,13 @@ class StepServer:
             tools=(tools := make_tools(settings, self._store, self.route, clock)),
         )
         self._parts.at_drain.append(tools.caller.drain)
-        self._event_handlers: Mapping[str, EventHandler] = event_handlers(self._parts)
+        self._beside: BesideTool | None = None
+        self._event_handlers: Mapping[str, EventHandler]
+        if server := settings.tools.servers.get(settings.tool_server):
+            self._beside = BesideTool(server, tools.caller)
+            self._event_handlers, table = {CALLED: self._beside}, lambda _: {}
+        else:
+            self._event_handlers = event_handlers(self._parts)
         self.runner = Runner(
             RunnerDeps(
                 store=self._store,
@@ -111,6 +119,7 @@ class StepServer:
                 Route("/healthz", alive),
                 Route("/readyz", self._readiness),
                 Route("/metrics", metrics_page),
+                Route("/drained", self._drained),
                 Route("/events", self._take, methods=["POST"]),
                 Route("/", self._take, methods=["POST"]),
             ]
@@ -130,7 +139,8 @@ class StepServer:
         cancelled. Says first what is not installed.
         """
         beside: list[Callable[[], Awaitable[None]]] = list(self._parts.background)
-        beside.append(partial(asyncio.to_thread, self._say_missing))
+        if self._beside is None:
+            beside.append(partial(asyncio.to_thread, self._say_missing))
         if isinstance(self.route, OutboxPublisher):
             beside.append(partial(self.route.run, self._store))
         await asyncio.gather(*(run() for run in beside))
@@ -141,6 +151,8 @@ class StepServer:
         await asyncio.gather(
             self.runner.drain(grace_s), *(drain(grace_s) for drain in self._parts.at_drain)
         )
+        if self._beside:
+            self._beside.drained.set()
 
     async def close(self) -> None:
         for close in self._parts.at_end:
@@ -154,7 +166,15 @@ class StepServer:
         # Pumps do not claim what would be refused; they learn at once that a run that was alone has ended.
         if not await self.runner.room.until_open(_PROBE_WAITS_S):
             return Response(status_code=503)
+        if self._beside and not await self._beside.listens():
+            return Response(status_code=503)
         return await self._ready.answer()
+
+    async def _drained(self, _: Request) -> Response:
+        """Answered when no call is under way any more: until then the tool beside this process must not end."""
+        if self._beside:
+            await self._beside.drained.wait()
+        return Response(status_code=200)
 
     async def _take(self, request: Request) -> Response:
         """One delivery."""

@@ -4,9 +4,9 @@ Names that the other processes also use (`host`, `port`) are prefixed here, beca
 have the same environment.
 """
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, DirectoryPath, Field, SecretStr
+from pydantic import AfterValidator, DirectoryPath, Field, SecretStr, model_validator
 
 from eventing.process.setting import FilesUrl, LogLevel, OptionalHttpUrl, RedisUrl, Token, redis_url
 from eventing.process.store_url import parse_store_url
@@ -64,12 +64,22 @@ class StepsSettings(SealingSettings, PriceSettings, EmbeddingSettings):
     """Bearer token of guard models' endpoints."""
     tool_credentials_dir: DirectoryPath | None = None
     """Folder with the credentials that the tools file names, a file each: a bearer token, or lines `Name: value`."""
+    tool_server: str = ""
+    """Label of the tool server beside which this process runs: it takes that one's calls and no steps, is ready once
+    the server listens, and lets calls end after SIGTERM. Empty for every step and every server.
+    """
     tool_send_acks: int = Field(0, ge=0, le=8)
     """Replicas of the store that must have the mark of a call before it is sent; those of `store_acks` are the least,
     and one behind sentinels.
     """
     log_level: LogLevel = "INFO"
     """DEBUG, INFO, WARNING or ERROR."""
+
+    @model_validator(mode="after")
+    def _knows_its_tool_server(self) -> Self:
+        if self.tool_server and self.tool_server not in self.tools.servers:
+            raise ValueError(f"tool_server: the tools file has no server {self.tool_server!r:.40}")
+        return self
 
     @property
     def send_acks(self) -> int:

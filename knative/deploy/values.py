@@ -32,7 +32,7 @@ from eventing.job.pipelines.audit import check_critics, parse_audit_rules
 from eventing.job.pipelines.document import check_served, parse_pipelines
 from eventing.job.pipelines.fallback import check_fallbacks, parse_fallbacks
 from eventing.job.plan import Pipelines, tiers_of
-from eventing.job.tools.server import ToolConfig, parse_tools
+from eventing.job.tools.server import DEFAULT_TIMEOUT_MS, ToolConfig, parse_tools
 from eventing.process.egress import AllowList, check_url
 from eventing.process.once_loader import OnceLoader
 from eventing.process.setting import HttpUrl
@@ -260,6 +260,11 @@ class Values(_Section):
             raise ValueError(error.message) from error
         if has_tools and not self.steps.max_replicas:
             raise ValueError("tools need steps: set steps.max_replicas")
+        longest_ms = max(self.max_job_seconds * 1000, DEFAULT_TIMEOUT_MS)
+        for label, server in self.tool_config.servers.items():
+            if server.timeout_ms > longest_ms:
+                where = f"tools: servers.{label}.timeout_ms"
+                raise ValueError(f"{where} must be at most max_job_seconds: its job ends then")
         return self
 
     @model_validator(mode="after")

@@ -82,6 +82,7 @@ class CallerDeps:
     results: ToolResults
     clock: Clock
     lease_ms: int
+    is_beside_tool: bool = False  #: in the tool's own pod, which ends no sooner than its calls
 
 
 class Caller:
@@ -112,7 +113,9 @@ class Caller:
             raise
 
     async def drain(self, grace_s: float) -> None:
-        """Begin nothing more. Calls that may be sent again are given up at once, the others within the grace."""
+        """Begin nothing more. Calls that may be sent again are given up at once, the others within the grace; beside
+        their tool all of them may take the grace, since the tool ends with this process.
+        """
         self._is_closed = True
         for task, may_be_given_up in list(self._running.items()):
             if may_be_given_up:
@@ -142,7 +145,8 @@ class Caller:
             case SendStatus.IN_DOUBT if call is not None and call.state is CallState.SENT and job:
                 await self._end(job, call, sent.send, CallEnd(state=CallState.UNKNOWN))
             case SendStatus.SENT | SendStatus.POLL if job is not None and call is not None:
-                self._running[_current()] = call.effect.may_be_sent_again
+                may_be_given_up = call.effect.may_be_sent_again and not self._deps.is_beside_tool
+                self._running[_current()] = may_be_given_up
                 await self._leased(job, call, sent, token)
             case _:
                 _log.info("nothing to run", action="call", job_id=job_id, reason=sent.status)

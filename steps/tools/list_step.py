@@ -14,7 +14,7 @@ from eventing.errors import BadRequest, Unavailable
 from eventing.job.job import Job, JobError
 from eventing.job.tools.request import SERVERS
 from eventing.job.tools.server import ServerKind
-from eventing.job.tools.tool_list import PinnedServer, to_json
+from eventing.job.tools.tool_list import PinnedServer, definition_of, to_json
 from steps.handler import Continue, Refuse, SetAside, StepCall, StepOutcome, wrong_setting
 from steps.tools.client.answer import NotSent, Refused, Target
 from steps.tools.client.clients import Clients
@@ -102,6 +102,8 @@ class ListTools:
         server = self._targets.configured(job, target.label)
         if server is not None and server.kind is ServerKind.FUNCTION:
             return (function_definition(server),)
+        if server is not None and server.tools:
+            return tuple(definition_of(each) for each in server.tools)
         return (await self._clients.mcp().list_tools(target, _LIST_S)).tools
 
 

@@ -44,6 +44,7 @@ def make_tools(settings: StepsSettings, store: ToolStore, route: Route, clock: C
                 results=results,
                 clock=clock,
                 lease_ms=settings.lease.lease_ms,
+                is_beside_tool=bool(settings.tool_server),
             )
         ),
     )

@@ -261,6 +261,7 @@ def test_only_its_users_may_reach_the_store(overlays: dict[str, Resources]) -> N
         network.Peer.KEDA,
         network.Peer.SCALER,
         network.Peer.STEPS,
+        network.Peer.TOOL,
         network.Peer.REDIS,  # replicas and sentinels of each other
         network.Peer.BACKUP,
     }

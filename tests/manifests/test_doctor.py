@@ -15,6 +15,7 @@ import yaml
 
 from knative.deploy.doctor import RULES, Severity, examine
 from tests.manifests.conftest import ROOT, Resources
+from tests.manifests.test_deployed_tools import MISTAKES as OF_DEPLOYED_TOOLS
 from tests.manifests.test_tools import MISTAKES
 
 GONE = object()
@@ -583,6 +584,7 @@ def test_a_sound_provider_breaks_none_of_its_rules(overlays: dict[str, Resources
 
 def test_every_rule_is_broken_by_some_mistake() -> None:
     broken = {mistake.rule for mistake in BREAKS} | {rule for _, rule in MISTAKES.values()}
+    broken |= {rule for _, found in OF_DEPLOYED_TOOLS.values() for rule, _ in found}
 
     assert {rule.name for rule in RULES} == broken
 

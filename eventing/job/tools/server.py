@@ -28,7 +28,9 @@ BUILT_IN: Final = "torpor"
 """The label of tools that are part of the product; no other server has it."""
 EVERY_TENANT: Final = "*"
 DEFAULT_TIMEOUT_MS: Final = 60_000
+DEFAULT_COLD_START_S: Final = 60
 _LONGEST_MS: Final = 24 * 3600 * 1000
+_LONGEST_WAKE_MS: Final = 3600 * 1000
 _MOST_SERVERS: Final = 128
 _Word = TypeVar("_Word", bound=StrEnum)
 
@@ -47,6 +49,22 @@ class Approval(StrEnum):
 
     ALWAYS = "always"
     NEVER = "never"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolDeployment:
+    """What of a server the renderer of manifests deploys: the operator's container, from zero."""
+
+    image: str
+    port: int = 8080  #: on which it listens
+    path: str = "/"  #: under which it takes calls
+    max_replicas: int = 1
+    cpu: str = "250m"
+    memory: str = "512Mi"
+    gpus: int = 0
+    cold_start_s: int = DEFAULT_COLD_START_S  #: how long it may take to listen
+    env: Mapping[str, str] = field(default_factory=dict)
+    secret: str = ""  #: name of a Secret whose keys are variables of the container
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,12 +88,23 @@ class ToolServer:
     key_argument: str = ""  #: argument into which the idempotency key is put
     timeout_ms: int = DEFAULT_TIMEOUT_MS  #: of one send
     max_attempts: int = 3
-    parallelism: int = 8  #: calls at once, of all jobs
+    parallelism: int = 8  #: calls at once, of all jobs; of one replica, where it is deployed
+    wake_ms: int = 0  #: how long one at zero may take to answer at all; 0 for one that is up
     digest: str = (
         ""  #: of the list of its tools, where the operator pins that: another list is not used
     )
     description: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)  #: JSON Schema of a function
+    tools: tuple[
+        Mapping[str, Any], ...
+    ] = ()  #: definitions of an MCP server that is not asked for them
+    deployment: ToolDeployment | None = None
+
+    @property
+    def longest_ms(self) -> int:
+        """The longest delivery of a call: the tool wakes, and then runs into the limit of a send."""
+        cold_start_s = self.deployment.cold_start_s if self.deployment else 0
+        return self.timeout_ms + max(self.wake_ms, cold_start_s * 1000)
 
     def effect_of(self, tool: str) -> EffectClass:
         """The effect class that the operator gave to the tool."""
@@ -102,9 +131,14 @@ class ToolConfig:
 
     @property
     def queues(self) -> dict[str, int]:
-        """The queues of calls, by the `toolserver` that each takes, with the milliseconds of their longest send."""
-        longest = {label: each.timeout_ms for label, each in self.servers.items()}
+        """The queues of calls, by the `toolserver` that each takes, with the milliseconds of their longest delivery."""
+        longest = {label: each.longest_ms for label, each in self.servers.items()}
         return longest | ({URLS: DEFAULT_TIMEOUT_MS} if self.url_tenants else {})
+
+    @property
+    def deployed(self) -> dict[str, ToolDeployment]:
+        """What is to be deployed, by label."""
+        return {name: each.deployment for name, each in self.servers.items() if each.deployment}
 
     def serving(self, tenant: str) -> dict[str, ToolServer]:
         """The servers of a tenant."""
@@ -131,22 +165,41 @@ _FIELDS: Final = {
         "description",
         "parameters",
     ),
+    *("tools", "deploy", "wake_ms"),
 }
+_TAKEN_PORTS: Final = (8082, 8083)  # of the pump and the caller beside it
+_DEPLOYED: Final = {
+    *("image", "port", "path", "max_replicas", "cpu", "memory", "gpus", "cold_start_seconds"),
+    *("env", "secret"),
+}
+_CPU: Final = re.compile(r"[1-9][0-9]*m?\Z")
+_MEMORY: Final = re.compile(r"[1-9][0-9]*(Mi|Gi)\Z")
+_PINNED: Final = re.compile(r"\S+(:[^/:\s]+|@sha256:[0-9a-f]{64})\Z")
+_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_SECRET: Final = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?\Z")
 
 
 def load_tools(path: Path) -> ToolConfig:
-    """The tools in a YAML file. Raises `BadRequest` naming the invalid field, or that the file cannot be read."""
+    """The tools in a YAML file of a process, to which every server has an address. Raises `BadRequest` naming the
+    invalid field, or that the file cannot be read.
+    """
     try:
         document = yaml.load(path.read_text(encoding="utf-8"), OnceLoader)  # noqa: S506  a safe one
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise BadRequest(f"cannot read tools from {path}: {reason}", "path") from error
-    return parse_tools(document)
+    config = parse_tools(document)
+    for label, server in config.servers.items():
+        if not server.url:
+            raise tools_error(
+                f"servers.{label}.url", "must be set here: only `torpor render` deploys images"
+            )
+    return config
 
 
 def parse_tools(document: Any) -> ToolConfig:
     """The tools in a document `{servers: {LABEL: {kind, url, ...}}, urls: {tenants: [...]}, limits: {TENANT: {...}}}`.
-    Raises `BadRequest` naming the field.
+    A server with `deploy` may be without an address. Raises `BadRequest` naming the field.
     """
     if document is None:
         return NO_TOOLS
@@ -184,10 +237,14 @@ def _server(label: Any, entry: Any) -> ToolServer:
     parameters = _object(f"{where}.parameters", given.get("parameters", {}), None)
     if parameters and not is_function:
         raise tools_error(f"{where}.parameters", "an MCP server lists its own tools")
+    tools, deployment = _tools(where, given.get("tools", ()), kind), _deployment(where, given, kind)
+    if deployment and not is_function and not tools:
+        raise tools_error(f"{where}.tools", "must have its tools: at zero it can not be asked")
+    url = "" if deployment and "url" not in given else _url(f"{where}.url", given.get("url"))
     return ToolServer(
         label=label,
         kind=kind,
-        url=_url(f"{where}.url", given.get("url")),
+        url=url,
         tenants=_texts(f"{where}.tenants", given.get("tenants", [EVERY_TENANT])),
         credential=_credential(where, given.get("credential", "")),
         effect=_word(f"{where}.effect", given.get("effect", EffectClass.ONCE), EffectClass),
@@ -204,10 +261,74 @@ def _server(label: Any, entry: Any) -> ToolServer:
         ),
         max_attempts=_whole(f"{where}.max_attempts", given.get("max_attempts", 3), 20),
         parallelism=_whole(f"{where}.parallelism", given.get("parallelism", 8), 1000),
+        wake_ms=_whole(f"{where}.wake_ms", given["wake_ms"], _LONGEST_WAKE_MS)
+        if "wake_ms" in given
+        else 0,
         digest=_digest(f"{where}.digest", given.get("digest", "")),
         description=_text(f"{where}.description", given.get("description", "")),
         parameters=parameters,
+        tools=tools,
+        deployment=deployment,
     )
+
+
+def _tools(where: str, value: Any, kind: ServerKind) -> tuple[Mapping[str, Any], ...]:
+    """The definitions of an MCP server's tools, as its `tools/list` gives them."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise tools_error(f"{where}.tools", "must be a list of definitions")
+    if value and kind is ServerKind.FUNCTION:
+        raise tools_error(f"{where}.tools", "a function is one tool: description and parameters")
+    for number, each in enumerate(value):
+        name = _object(f"{where}.tools.{number}", each, None).get("name")
+        if not isinstance(name, str) or not name:
+            raise tools_error(f"{where}.tools.{number}.name", "must be the tool's name")
+    return tuple(value)
+
+
+def _deployment(where: str, server: Mapping[str, Any], kind: ServerKind) -> ToolDeployment | None:
+    if "deploy" not in server:
+        return None
+    where = f"{where}.deploy"
+    given = _object(where, server["deploy"], _DEPLOYED)
+    env = _object(f"{where}.env", given.get("env", {}), None)
+    for name, value in env.items():
+        _matching(f"{where}.env", name, _VARIABLE, "must have names of variables")
+        _text(f"{where}.env.{name}", value)
+    path = _text(f"{where}.path", given.get("path", "/" if kind is ServerKind.FUNCTION else "/mcp"))
+    if not path.startswith("/"):
+        raise tools_error(f"{where}.path", "must begin with /")
+    port = _whole(f"{where}.port", given.get("port", 8080), 65_535)
+    if port in _TAKEN_PORTS:
+        raise tools_error(f"{where}.port", f"must not be {port}: its pod uses that itself")
+    quantity = "must be whole cores, or thousandths as 250m"
+    return ToolDeployment(
+        image=_matching(
+            f"{where}.image", given.get("image"), _PINNED, "must be an image with a tag or digest"
+        ),
+        port=port,
+        path=path,
+        max_replicas=_whole(f"{where}.max_replicas", given.get("max_replicas", 1), 1000),
+        cpu=_matching(f"{where}.cpu", str(given.get("cpu", "250m")), _CPU, quantity),
+        memory=_matching(
+            f"{where}.memory", given.get("memory", "512Mi"), _MEMORY, "must be as 512Mi or 2Gi"
+        ),
+        gpus=_whole(f"{where}.gpus", given["gpus"], 16) if "gpus" in given else 0,
+        cold_start_s=_whole(
+            f"{where}.cold_start_seconds",
+            given.get("cold_start_seconds", DEFAULT_COLD_START_S),
+            3600,
+        ),
+        env=env,
+        secret=_matching(f"{where}.secret", given["secret"], _SECRET, "must be a Secret's name")
+        if "secret" in given
+        else "",
+    )
+
+
+def _matching(where: str, value: Any, pattern: re.Pattern[str], must: str) -> str:
+    if not isinstance(value, str) or not pattern.match(value):
+        raise tools_error(where, must)
+    return value
 
 
 def _object(where: str, value: Any, known: set[str] | None) -> dict[Any, Any]:

@@ -82,6 +82,16 @@ def _tool(record: Mapping[str, Any]) -> PinnedTool:
     return PinnedTool(**known)
 
 
+_DEFINES: Final = ("name", "title", "description", "inputSchema", "outputSchema", "annotations")
+
+
+def definition_of(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """The definition in what a server, or its operator, says of a tool: all that a model or a person is told, and what
+    bounds the arguments.
+    """
+    return {name: tool[name] for name in _DEFINES if tool.get(name) is not None}
+
+
 def definition_digest(definition: Mapping[str, Any]) -> str:
     """The digest of one tool's definition, equal however its members are ordered."""
     text = orjson.dumps(definition, option=orjson.OPT_SORT_KEYS)

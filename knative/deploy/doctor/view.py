@@ -17,6 +17,7 @@ from knative.deploy.emit import Resource
 from knative.deploy.render import parts
 from knative.deploy.render.own_broker import API_PATH
 from knative.deploy.timeouts import exponential_span, linear_span
+from knative.deploy.tools.config import SERVER
 
 MODE = "serving.kserve.io/deploymentMode"
 CANARY_OF = "torpor.dev/canary-of"  # a canary serves the model's name
@@ -220,6 +221,18 @@ class ResourceView:
     @cached_property
     def scaled_objects(self) -> list[Resource]:
         return self.of("ScaledObject", "keda.sh/")
+
+    @cached_property
+    def deployed_tools(self) -> dict[str, Resource]:
+        """The Deployments of tools, by the label of their server."""
+        found = ((dig(r, "spec.template.metadata.labels") or {}, r) for r in self.of("Deployment"))
+        return {str(labels[SERVER]): r for labels, r in found if labels.get(SERVER)}
+
+    def scales_tool(self, scaled: Resource) -> str:
+        """Give the label of the tool server that a ScaledObject scales; empty for another's."""
+        target = dig(scaled, "spec.scaleTargetRef.name")
+        tools = self.deployed_tools.items()
+        return next((label for label, r in tools if r["metadata"]["name"] == target), "")
 
     @cached_property
     def own(self) -> list[Resource]:

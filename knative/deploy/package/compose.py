@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from knative.deploy import provider, tools
+from knative.deploy import provider
 from knative.deploy.emit import Resource, because, document
 from knative.deploy.render import parts, steps
 from knative.deploy.render.tree import HEADER, finished
+from knative.deploy.tools import config as tools
 from knative.deploy.values import Values
 
 OVERLAY: Final = "queue-cpu"
@@ -60,6 +61,8 @@ def _project(values: Values) -> Resource:
         configs["pipelines"] = {"content": _config(objects, steps.PIPELINES)["pipelines.yaml"]}
         if values.tool_config.queues:
             configs["tools"] = {"content": _config(objects, tools.CONFIG)["tools.yaml"]}
+        for label in values.tool_config.deployed:
+            services |= _tool(objects, settings, label, values)
     return {
         "name": "torpor",
         "services": services,
@@ -110,6 +113,30 @@ def _steps(objects: Sequence[Resource], settings: Mapping[str, str], values: Val
         "depends_on": ["redis", because("api", "Its image has the folder's owner.")],
     }
     return service | shared | _known_as(parts.STEPS, values)
+
+
+def _tool(
+    objects: Sequence[Resource], settings: Mapping[str, str], label: str, values: Values
+) -> dict[str, Resource]:
+    """A tool that is deployed, with its caller and its pump; nothing scales it."""
+    name, server = f"tool-{label}", values.tool_config.servers[label]
+    found = [
+        _box(objects, "Deployment", tools.object_name(label), box)
+        for box in ("tool", "caller", "pump")
+    ]
+    tool, caller, pump = (_service(box, settings) for box in found)
+    tool["environment"] = {each["name"]: each["value"] for each in found[0]["env"]}
+    if server.deployment and (secret := server.deployment.secret):
+        tool["env_file"] = because([f"./secrets/{secret}.env"], "Lines NAME=value.")
+    beside = because(f"service:{name}", "Beside the tool, as in the pod.")
+    for each in (caller, pump):
+        each |= {"network_mode": beside, "depends_on": ["redis", name]}
+    volumes: list[Any] = ["files:/var/lib/torpor", *_seal(values)]
+    if server.credential:
+        path = f"{tools.CREDENTIALS_FOLDER}/{server.credential}"
+        volumes.append(f"./secrets/tool-credentials/{server.credential}:{path}:ro")
+    caller["volumes"] = volumes
+    return {name: tool, f"{name}-caller": caller, f"{name}-pump": pump}
 
 
 def _seal(values: Values) -> list[Any]:

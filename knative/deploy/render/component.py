@@ -25,6 +25,8 @@ from knative.deploy.render import (
     steps,
 )
 from knative.deploy.timeouts import Timeouts
+from knative.deploy.tools import config as tools
+from knative.deploy.tools import pods
 from knative.deploy.values import Values
 
 Parts = tuple[dict[str, list[Resource]], list[Resource]]
@@ -92,7 +94,7 @@ def _steps_queue(values: Values, times: Timeouts) -> Parts:
     contents = {
         "steps": [
             parts.service_account(parts.STEPS, "steps", values),
-            *steps.files(values),
+            *steps.files(values, knative=False),
             steps.deployment(values),
             parts.service(parts.STEPS, "steps", values, http=parts.STEPS_PORT),
             steps.scaled_object(values, times),
@@ -110,13 +112,37 @@ def _steps_knative(values: Values, times: Timeouts) -> Parts:
     contents = {
         "steps": [
             parts.service_account(parts.STEPS, "steps", values),
-            *steps.files(values),
+            *steps.files(values, knative=True),
             steps.knative_service(values),
         ],
         "triggers": steps.knative_triggers(values, times),
         "network-policies": network.policies("steps-knative", values),
     }
     return contents, [patch("Deployment", parts.API, steps.files_patch(values, seals=True))]
+
+
+def _tools_queue(values: Values, times: Timeouts) -> Parts:
+    servers = pods.deployed(values)
+    contents = {
+        "tools": [
+            pods.account(values),
+            *(pods.deployment(values, each) for each in servers),
+            *(pods.scaled_object(values, each, times) for each in servers),
+        ],
+        "network-policies": network.policies("tools-queue", values),
+    }
+    return contents, []
+
+
+def _tools_knative(values: Values, _: Timeouts) -> Parts:
+    contents = {
+        "tools": [
+            pods.account(values),
+            *(pods.knative_service(values, each) for each in pods.deployed(values)),
+        ],
+        "network-policies": network.policies("tools-knative", values),
+    }
+    return contents, []
 
 
 def _rabbitmq(values: Values, times: Timeouts) -> Parts:
@@ -265,8 +291,7 @@ def _eventing_tls(values: Values, _: Timeouts) -> Parts:
 
 
 def _openshift(values: Values, _: Timeouts) -> Parts:
-    box = "/spec/template/spec/containers/0/securityContext/runAsUser"
-    gone = [{"op": "remove", "path": box}]
+    gone = _no_user(0)
     group = {"op": "remove", "path": "/spec/template/spec/securityContext/fsGroup"}
     predictor = "/spec/predictor/containers/0/securityContext/runAsUser"
     return {}, [
@@ -278,8 +303,17 @@ def _openshift(values: Values, _: Timeouts) -> Parts:
             [*gone, group],
         ),
         patch("Deployment", parts.API, [group]),
+        *(
+            patch("Deployment", name, [*_no_user(1), *_no_user(2), group])
+            for name in map(tools.object_name, values.tool_config.deployed)
+        ),
         *_for_each_model(_SERVICE, values, lambda _: [{"op": "remove", "path": predictor}]),
     ]
+
+
+def _no_user(box: int) -> Patch:
+    path = f"/spec/template/spec/containers/{box}/securityContext/runAsUser"
+    return [{"op": "remove", "path": path}]
 
 
 COMPONENTS = {
@@ -304,8 +338,14 @@ COMPONENTS = {
 }
 STEPS_COMPONENTS = {"steps-queue": _steps_queue, "steps-knative": _steps_knative}
 """Written only where the values have steps."""
+TOOLS_COMPONENTS = {"tools-queue": _tools_queue, "tools-knative": _tools_knative}
+"""Written only where the values deploy tools."""
 
 
 def components(values: Values) -> dict[str, Callable[[Values, Timeouts], Parts]]:
     """Give the components that these values have, by name."""
-    return {**COMPONENTS, **(STEPS_COMPONENTS if values.steps.max_replicas else {})}
+    return {
+        **COMPONENTS,
+        **(STEPS_COMPONENTS if values.steps.max_replicas else {}),
+        **(TOOLS_COMPONENTS if values.tool_config.deployed else {}),
+    }

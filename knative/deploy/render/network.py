@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from knative.deploy import provider, tools
+from knative.deploy import provider
 from knative.deploy.emit import Resource
 from knative.deploy.render import parts
+from knative.deploy.tools import config as tools
 from knative.deploy.values import Values
 
 
@@ -26,6 +27,7 @@ class Peer(StrEnum):
     FIRST_SECRETS = "first-secrets"
     SCALER = "scaler"
     STEPS = "steps"
+    TOOL = "tool"  # what we deploy of tools.yaml
     RABBITMQ = "rabbitmq"
     EVENT_MESH = "event-mesh"  # ingress and dispatcher pods of the Knative RabbitMQ broker
     ANYONE = "anyone"
@@ -61,6 +63,7 @@ OURS = frozenset(
         Peer.FIRST_SECRETS,
         Peer.SCALER,
         Peer.STEPS,
+        Peer.TOOL,
         Peer.RABBITMQ,
         Peer.EVENT_MESH,
     }
@@ -187,6 +190,21 @@ FLOWS: tuple[Flow, ...] = (
         Peer.STEPS, Peer.KNATIVE_SERVING, (8080,), "queue-proxy to the autoscaler", "steps-knative"
     ),
     Flow(Peer.MONITORING, Peer.STEPS, (8083,), "metrics", "steps-knative"),
+    Flow(Peer.TOOL, Peer.REDIS, _STORE, "its caller and pump: calls, their queue", "tools-queue"),
+    Flow(Peer.TOOL, Peer.API, (8000,), "progress, and results that come later", "tools-queue"),
+    Flow(Peer.TOOL, Peer.API, (8000,), "progress, and results that come later", "tools-knative"),
+    Flow(Peer.MONITORING, Peer.TOOL, (8082, 8083), "metrics", "tools-queue"),
+    Flow(
+        Peer.KNATIVE_SERVING,
+        Peer.TOOL,
+        QUEUE_PROXY,
+        "activator and autoscaler to queue-proxy",
+        "tools-knative",
+    ),
+    Flow(Peer.KOURIER, Peer.TOOL, KNATIVE_HTTP, "the ingress once awake", "tools-knative"),
+    Flow(
+        Peer.TOOL, Peer.KNATIVE_SERVING, (8080,), "queue-proxy to the autoscaler", "tools-knative"
+    ),
     Flow(Peer.MONITORING, Peer.API, (8000,), "metrics", "monitoring"),
     Flow(Peer.MONITORING, Peer.BROKER, (8081,), "metrics", "monitoring"),
     Flow(Peer.MONITORING, Peer.PREDICTOR, (8080, 8082), "metrics", "monitoring"),

@@ -10,6 +10,7 @@ import json
 
 from knative.deploy.emit import Resource, because, plain
 from knative.deploy.render import parts
+from knative.deploy.tools import pods
 from knative.deploy.values import Values
 from knative.monitoring.dashboard import dashboard
 from knative.monitoring.rule import Objective, rules
@@ -80,6 +81,13 @@ def monitors(values: Values) -> list[Resource]:
         scraped = {"portNumber": parts.STEPS_PORT, "path": "/metrics", "interval": "15s"}
         selector = {"matchLabels": parts.labels("steps")}
         by_pod[parts.STEPS] = {"selector": selector, "podMetricsEndpoints": [scraped]}
+    if values.tool_config.deployed:
+        found = [
+            {"portNumber": port, "path": "/metrics", "interval": "15s"}
+            for port in (parts.STEPS_PORT, parts.PUMP_METRICS_PORT)
+        ]
+        selector = {"matchLabels": parts.labels(pods.COMPONENT)}
+        by_pod[pods.ACCOUNT] = {"selector": selector, "podMetricsEndpoints": found}
     return [
         *by_service,
         *(_monitor("PodMonitor", name, values, spec) for name, spec in by_pod.items()),

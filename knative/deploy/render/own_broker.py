@@ -6,11 +6,11 @@ Called by `component`. Sources: docs/facts.md 3.1, 3.2; the three traps of the d
 from __future__ import annotations
 
 from eventing.cloudevent.tool_event import CALLED
-from knative.deploy import tools
 from knative.deploy.emit import Patch, Resource, because
 from knative.deploy.render import parts
 from knative.deploy.render.events import delivery, trigger
 from knative.deploy.timeouts import Timeouts
+from knative.deploy.tools import config as tools
 from knative.deploy.values import Values
 
 OWN_PARALLELISM = "torpor.dev/parallelism"

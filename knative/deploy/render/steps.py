@@ -14,12 +14,12 @@ from eventing.job.plan import STEP_ORDER
 from eventing.redis import keys
 from eventing.store.vector_store.note import WORK_TYPES
 from eventing.store.vector_store.query import RETRIEVE_STEP, SEARCH_STEP
-from knative.deploy import tools
 from knative.deploy.emit import Patch, Resource, because
 from knative.deploy.render import own_broker, parts, scaling
 from knative.deploy.render.api import FILES, FILES_CLAIM
 from knative.deploy.render.events import PARALLELISM, relay_url, trigger
 from knative.deploy.timeouts import Timeouts
+from knative.deploy.tools import config as tools
 from knative.deploy.values import Values
 
 PIPELINES = "torpor-pipelines"
@@ -27,6 +27,7 @@ FOLDER = "/etc/torpor/pipelines"
 FILE = f"{FOLDER}/pipelines.yaml"
 VECTOR_STORES = "vector-stores"
 GUARD_SECRET = "torpor-guard"  # noqa: S105  its name
+CALLER_URL = f"http://localhost:{parts.STEPS_PORT}/events"
 _INDEXING_S = 1800  # a large file takes minutes
 _GRACE_S = 30
 
@@ -43,15 +44,16 @@ def names(values: Values) -> list[str]:
 
 
 def queues(values: Values) -> list[str]:
-    """Give the names of the triggers whose events come here."""
+    """Give the names of our broker's triggers whose events come here."""
     if not values.steps.max_replicas:
         return []
     own = [f"step-{name}" for name in names(values)]
+    beside_tools = {tools.queue_of(label) for label in values.tool_config.deployed}
     return [
         *own,
         *(f"plans-{model}" for model in values.plans),
         VECTOR_STORES,
-        *tools.queues(values),
+        *(name for name in tools.queues(values) if name not in beside_tools),
     ]
 
 
@@ -85,10 +87,13 @@ def _parallelism(values: Values, name: str) -> str:
 
 
 def own_triggers(values: Values) -> list[Resource]:
-    """Give the Triggers for our own broker, which pumps them itself: at zero no pod could."""
+    """Give the Triggers for our own broker, which pumps them itself: at zero no pod could. Calls of a tool that is
+    deployed go to the caller in its pod, and are pumped there.
+    """
     if not values.steps.max_replicas:
         return []
     url = parts.service_url(parts.STEPS, parts.STEPS_PORT, values) + "/events"
+    pumped = queues(values)
     return [
         trigger(
             name,
@@ -97,7 +102,7 @@ def own_triggers(values: Values) -> list[Resource]:
                 "filters": [{"any": [{"exact": attributes} for attributes in wanted]}]
                 if len(wanted) > 1
                 else [{"exact": wanted[0]}],
-                "subscriber": {"uri": url},
+                "subscriber": {"uri": url if name in pumped else CALLER_URL},
                 "delivery": _delivery(values, name),
             },
             {own_broker.OWN_PARALLELISM: _parallelism(values, name)},
@@ -133,10 +138,12 @@ def pipelines_file(values: Values) -> Resource:
     return parts.config_map(PIPELINES, "steps", values, {"pipelines.yaml": text})
 
 
-def files(values: Values) -> list[Resource]:
+def files(values: Values, *, knative: bool) -> list[Resource]:
     """Give the files that say what steps do."""
     found = [pipelines_file(values)]
-    return [*found, tools.config_map(values)] if values.tool_config.queues else found
+    if values.tool_config.queues:
+        found.append(tools.config_map(values, knative=knative))
+    return found
 
 
 def files_patch(values: Values, *, seals: bool) -> Patch:
@@ -200,7 +207,7 @@ def _api_url(values: Values) -> str:
     return parts.service_url(parts.API, parts.API_PORT, values)
 
 
-def _pod(values: Values, box: Resource) -> Resource:
+def _pod(values: Values, box: Resource, *, knative: bool) -> Resource:
     pod: Resource = {
         "serviceAccountName": parts.STEPS,
         "automountServiceAccountToken": False,
@@ -212,7 +219,7 @@ def _pod(values: Values, box: Resource) -> Resource:
             _file_volume(),
         ],
     }
-    tools.into_pod(box, pod, values)
+    tools.into_pod(box, pod, values, knative=knative)
     return pod
 
 
@@ -230,7 +237,7 @@ def deployment(values: Values) -> Resource:
         "/healthz", parts.STEPS_PORT, periodSeconds=1, failureThreshold=60
     )
     pod = {
-        **_pod(values, box),
+        **_pod(values, box, knative=False),
         "terminationGracePeriodSeconds": _GRACE_S,
         "securityContext": parts.hardened_pod(
             fsGroup=parts.USER_ID, fsGroupChangePolicy="OnRootMismatch"
@@ -313,7 +320,7 @@ def knative_service(values: Values) -> Resource:
             "template": {
                 "metadata": parts.pod_metadata("steps", **annotations),
                 "spec": {
-                    **_pod(values, box),
+                    **_pod(values, box, knative=True),
                     "containerConcurrency": values.steps.concurrency,
                     "timeoutSeconds": because(
                         seconds, "The longest delivery: indexing a file, or a call of a tool."

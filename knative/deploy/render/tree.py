@@ -49,8 +49,9 @@ def parts_of(name: str, values: Values) -> list[str]:
     """Give the components of an overlay, without those that change nothing, which kustomize refuses; those of the
     steps are last, since they patch what others made.
     """
-    own = "steps-queue" if name.startswith("queue") else "steps-knative"
-    listed = [*OVERLAYS[name], *([own] if values.steps.max_replicas else [])]
+    kind = "queue" if name.startswith("queue") else "knative"
+    listed = [*OVERLAYS[name], *([f"steps-{kind}"] if values.steps.max_replicas else [])]
+    listed += [f"tools-{kind}"] if values.tool_config.deployed else []
     times = derive(values)
     return [each for each in listed if any(components(values)[each](values, times))]
 

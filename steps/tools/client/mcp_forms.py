@@ -10,6 +10,7 @@ import mcp_types
 from mcp.client.session import ClientRequestContext
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from eventing.job.tools.tool_list import definition_of
 from steps.tools.client.answer import Answer, Asks, Later, Result, error_result
 
 _POLL_MS: Final = 5000
@@ -72,12 +73,8 @@ async def dismiss(
 
 
 def definition(tool: mcp_types.Tool) -> dict[str, Any]:
-    """What the digest is of: all that a model or a person is told, and what bounds the arguments."""
-    said = tool.model_dump(mode="json", by_alias=True, exclude_none=True)
-    return {name: said[name] for name in _DEFINES if name in said}
-
-
-_DEFINES: Final = ("name", "title", "description", "inputSchema", "outputSchema", "annotations")
+    """What the digest is of."""
+    return definition_of(tool.model_dump(mode="json", by_alias=True, exclude_none=True))
 
 
 def answer_of(said: mcp_types.Result) -> Answer:

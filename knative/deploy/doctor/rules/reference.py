@@ -79,8 +79,8 @@ def replicas_of_an_autoscaler(view: ResourceView) -> Iterator[Fault]:
 def workload_grace(view: ResourceView) -> Iterator[Fault]:
     path = "spec.template.spec.terminationGracePeriodSeconds"
     for scaler, workload in _targets(view):
-        if workload["metadata"]["name"] == parts.STEPS:
-            continue  # a run that is cut off is run again, in seconds
+        if workload["metadata"]["name"] == parts.STEPS or view.scales_tool(scaler):
+            continue  # a run that is cut off is run again, in seconds; tools have a rule of their own
         found = dig(workload, path)
         grace_s = number(found) if found is not None else 30
         if scaler.get("kind") == "ScaledObject" and (grace_s or 0) < drained_s(view):

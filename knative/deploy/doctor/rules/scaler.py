@@ -23,11 +23,14 @@ def _scaled(view: ResourceView) -> list[Resource]:
 
 
 def _counting(view: ResourceView) -> list[Resource]:
-    """Those that count by themselves: an external scaler says when it is done, a count does not."""
+    """Those that count by themselves: an external scaler says when it is done, a count does not. Not those of tools,
+    which start as fast as their operator says, and are counted while they do.
+    """
     return [
         scaled
         for scaled in view.scaled_objects
-        if any(t.get("type") != "external-push" for t in dig(scaled, "spec.triggers") or [{}])
+        if not view.scales_tool(scaled)
+        and any(t.get("type") != "external-push" for t in dig(scaled, "spec.triggers") or [{}])
     ]
 
 

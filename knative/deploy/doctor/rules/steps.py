@@ -22,13 +22,16 @@ from eventing.job.pipelines.audit import (
 from eventing.job.pipelines.document import parse_pipelines
 from eventing.job.pipelines.fallback import Fallbacks, parse_fallbacks
 from eventing.job.plan import Pipelines
+from eventing.job.tools.call import EffectClass
 from eventing.job.tools.server import NO_TOOLS, ToolConfig, parse_tools
 from eventing.process.address import is_inside
-from knative.deploy import tools
 from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault
-from knative.deploy.doctor.view import DeliverySpec, ResourceView, dig, number
+from knative.deploy.doctor.rules.trigger import queues_read
+from knative.deploy.doctor.view import DeliverySpec, ResourceView, dig, number, variable
 from knative.deploy.emit import Resource
 from knative.deploy.render import parts
+from knative.deploy.render.steps import CALLER_URL
+from knative.deploy.tools import config as tools
 
 register = Register()
 PIPELINES = "torpor-pipelines"
@@ -223,6 +226,70 @@ def tools_timeout(view: ResourceView) -> Iterator[Fault]:
         if (delivery.timeout_s or 0) < longest_s:
             shown = f"{delivery.timeout_s or 0:.0f} s"
             yield fault(trigger, "spec.delivery.timeout", shown, f"more than {longest_s:.0f} s")
+
+
+@register.rule(
+    "tools-queue",
+    Hop.SCALER,
+    why="Calls of a tool wait in a queue of its server's: one that no pump takes from, or at zero no scaler reads, "
+    "keeps them until their jobs are late.",
+    source="docs/tools.md",
+)
+def tools_queue(view: ResourceView) -> Iterator[Fault]:
+    broker = view.named("Deployment", parts.BROKER)
+    pumped = _pumped(broker) if broker else set()
+    for label, trigger in _taken(view, CALLED, "toolserver").items():
+        if trigger not in view.own_triggers:
+            continue
+        name = str(trigger["metadata"]["name"])
+        if dig(trigger, "spec.subscriber.uri") != CALLER_URL:
+            if broker and pumped and name not in pumped:
+                yield fault(broker, "env TORPOR_TRIGGER", ",".join(sorted(pumped)), f"with {name}")
+            continue
+        tool = view.deployed_tools.get(label)
+        if tool is None or name not in _pumped(tool):
+            yield fault(trigger, "pump", None, f"a tool's pod whose pump has TORPOR_TRIGGER {name}")
+        elif name not in _counted(view, label):
+            yield fault(trigger, "scaler", None, f"a ScaledObject on it that reads {name}")
+
+
+def _pumped(workload: Resource) -> set[str]:
+    """The queues that its pods pump."""
+    boxes = dig(workload, "spec.template.spec.containers") or []
+    named = [str(variable(box, "TORPOR_TRIGGER") or "") for box in boxes]
+    return {name for text in named for name in text.split(",") if name}
+
+
+def _counted(view: ResourceView, label: str) -> set[str]:
+    """The queues that the scalers of a tool read."""
+    return {
+        queue
+        for scaled in view.scaled_objects
+        if view.scales_tool(scaled) == label
+        for trigger in dig(scaled, "spec.triggers") or []
+        for queue in queues_read(trigger.get("metadata") or {})
+    }
+
+
+@register.rule(
+    "tools-grace",
+    Hop.DELIVERY,
+    why="A scale-in ends any of the pods, also one with a call: cut off, the call is made again under the same key, "
+    "and one that may happen once waits for a person.",
+    source="docs/tools.md",
+)
+def tools_grace(view: ResourceView) -> Iterator[Fault]:
+    path = "spec.template.spec.terminationGracePeriodSeconds"
+    servers = _tool_config(view).servers
+    for label, tool in view.deployed_tools.items():
+        if (server := servers.get(label)) is None:
+            continue
+        found = dig(tool, path)
+        grace_s = number(found) if found is not None else 30
+        if (grace_s or 0) < (longest_s := server.timeout_ms / 1000):
+            is_once = EffectClass.ONCE in (server.effect, *server.effects.values())
+            severity = Severity.ERROR if is_once else Severity.WARNING
+            yield fault(tool, path, found, f"more than {longest_s:.0f}", severity)
 
 
 def _tool_config(view: ResourceView) -> ToolConfig:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from eventing.redis import keys
 from knative.autoscaling.setting import RefusedSettingsError
 from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault
 from knative.deploy.doctor.view import ResourceView, dig, variable
 from knative.deploy.emit import Resource
 from knative.deploy.render import parts
+from knative.deploy.tools.config import queue_of
 from knative.external_scaler.scaler import read_metadata
 
 register = Register()
@@ -101,10 +103,14 @@ def keda_stream(view: ResourceView) -> Iterator[Fault]:
             continue
         # Another model's stream would wake this one for nothing, and that one never.
         own = parts.stream_key(target.removesuffix("-predictor"))
+        known = streams
+        if label := view.scales_tool(scaled):
+            own = keys.queue(queue_of(label), "tickets")
+            known = {own}
         for index, trigger in triggers(scaled, "redis-streams"):
             data = trigger.get("metadata") or {}
             field = f"spec.triggers[{index}].metadata"
-            if streams and (data.get("stream") != own or own not in streams):
+            if known and (data.get("stream") != own or own not in known):
                 yield fault(scaled, f"{field}.stream", data.get("stream"), own)
             if data.get("consumerGroup") != parts.GROUP:
                 yield fault(
@@ -130,7 +136,7 @@ def queue_served(view: ResourceView) -> Iterator[Fault]:
         str(read)
         for scaled_object in view.scaled_objects
         for trigger in dig(scaled_object, "spec.triggers") or []
-        for read in _queues_read(trigger.get("metadata") or {})
+        for read in queues_read(trigger.get("metadata") or {})
     }
     for trigger in view.request_triggers():
         if trigger not in view.own_triggers:
@@ -142,7 +148,7 @@ def queue_served(view: ResourceView) -> Iterator[Fault]:
             yield fault(trigger, "scaler", None, f"a ScaledObject that reads {name}")
 
 
-def _queues_read(metadata: Resource) -> Iterator[str]:
+def queues_read(metadata: Resource) -> Iterator[str]:
     """Give the queues that a scaler's trigger counts: of a stream's key, or by name."""
     stream = str(metadata.get("stream") or "")
     if stream.startswith("torpor:{"):

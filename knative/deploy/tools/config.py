@@ -1,12 +1,14 @@
 """Tools that the steps call: their queues, the file that names them, their keys as files, and where calls may go.
 
-Called by `steps`, `network` and the doctor. Calls of one server have a queue of their own, so that a slow one holds up
-no other; the process that runs them is that of the steps.
+Called by `steps`, `network`, `tools.pods` and the doctor. Calls of one server have a queue of their own, so that a slow
+one holds up no other; the process that runs them is that of the steps, or for a server that is deployed with a queue,
+one beside it.
 """
 
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable, Sequence
 
 import yaml
 from yarl import URL
@@ -25,7 +27,9 @@ CREDENTIALS = "torpor-tool-credentials"  # a Secret: one key a credential that t
 CREDENTIALS_FOLDER = "/etc/torpor/tool-credentials"
 SEAL = "torpor-tool-seal"  # a Secret with `key`, by which what a request brings for its servers is sealed
 SEAL_FOLDER = "/etc/torpor/tool-seal"
-_SETTLES_S = 30  # a send that runs into its limit is settled after it
+SERVER = "torpor.dev/tool-server"
+"""Label of a deployed server's pods: by it policies of the operator's own find them."""
+SETTLES_S = 30  # a send that runs into its limit is settled after it
 
 
 def steps(values: Values) -> list[str]:
@@ -36,15 +40,25 @@ def steps(values: Values) -> list[str]:
 def queues(values: Values) -> dict[str, dict[str, str]]:
     """Give the names of the triggers of calls, with the attributes of the events that each takes."""
     return {
-        f"tool-{label}": {"type": CALLED, "toolserver": label}
+        queue_of(label): {"type": CALLED, "toolserver": label}
         for label in values.tool_config.queues
     }
+
+
+def queue_of(label: str) -> str:
+    """Give the name of the queue, and of the trigger, of a server's calls."""
+    return f"tool-{label}"
+
+
+def object_name(label: str) -> str:
+    """Give the name of a deployed server's objects."""
+    return f"torpor-tool-{label}"
 
 
 def timeout_s(values: Values, queue: str) -> int:
     """Give how long a delivery of this queue may take."""
     longest_ms = values.tool_config.queues[queue.removeprefix("tool-")]
-    return -(-longest_ms // 1000) + _SETTLES_S
+    return -(-longest_ms // 1000) + SETTLES_S
 
 
 def parallelism(values: Values, queue: str) -> int:
@@ -53,10 +67,32 @@ def parallelism(values: Values, queue: str) -> int:
     return server.parallelism if server else values.steps.concurrency
 
 
-def config_map(values: Values) -> Resource:
+def config_map(values: Values, *, knative: bool) -> Resource:
     """Give the file that api, broker and steps read."""
-    text = yaml.safe_dump(values.tools, sort_keys=False)
+    servers = {
+        label: _resolved(label, dict(entry), values, knative=knative)
+        for label, entry in (values.tools.get("servers") or {}).items()
+    }
+    text = yaml.safe_dump({**values.tools, "servers": servers}, sort_keys=False)
     return parts.config_map(CONFIG, "steps", values, {"tools.yaml": text})
+
+
+def _resolved(label: str, entry: Resource, values: Values, *, knative: bool) -> Resource:
+    """Give a server as processes know it: one that is deployed is at an address, and none of them is restarted when its
+    image is another.
+    """
+    if (deployed := values.tool_config.servers[label].deployment) is None:
+        return entry
+    del entry["deploy"]
+    if knative:
+        host = f"{object_name(label)}.{values.namespace}.svc.cluster.local"
+        entry |= {
+            "url": f"http://{host}{deployed.path}",
+            "wake_ms": deployed.cold_start_s * 1000,
+        }
+    else:
+        entry["url"] = f"http://localhost:{deployed.port}{deployed.path}"
+    return entry
 
 
 def _env(values: Values, *, runs_calls: bool) -> list[Resource]:
@@ -68,13 +104,18 @@ def _env(values: Values, *, runs_calls: bool) -> list[Resource]:
     return found
 
 
-def _mounts(values: Values, *, runs_calls: bool) -> list[tuple[Resource, Resource]]:
-    """Give mounts with their volumes."""
+def _mounts(
+    values: Values, *, runs_calls: bool, of: Iterable[ToolServer] | None = None
+) -> list[tuple[Resource, Resource]]:
+    """Give mounts with their volumes. Credentials are those of all servers, or those `of` some."""
     found: list[tuple[Resource, Resource]] = [
         (_mount("tools", FOLDER), {"name": "tools", "configMap": {"name": CONFIG}})
     ]
     if runs_calls:
-        secret = {"secretName": CREDENTIALS, "optional": True}
+        secret: Resource = {"secretName": CREDENTIALS, "optional": True}
+        if of is not None:
+            names = dict.fromkeys(each.credential for each in of if each.credential)
+            secret["items"] = [{"key": name, "path": name} for name in names]
         mount = _mount("tool-credentials", CREDENTIALS_FOLDER)
         found.append((mount, {"name": "tool-credentials", "secret": secret}))
     if values.tool_config.url_tenants:
@@ -87,12 +128,27 @@ def _mount(name: str, folder: str) -> Resource:
     return {"name": name, "mountPath": folder, "readOnly": True}
 
 
-def into_pod(box: Resource, pod: Resource, values: Values) -> None:
-    """Give the steps' container and pod the file, and the keys of the servers."""
-    if not values.tool_config.queues:
+def into_pod(box: Resource, pod: Resource, values: Values, *, knative: bool) -> None:
+    """Give the steps' container and pod the file, and the keys of the servers whose calls they run."""
+    config = values.tool_config
+    if not config.queues:
         return
-    box["env"] += _env(values, runs_calls=True)
-    for mount, volume in _mounts(values, runs_calls=True):
+    elsewhere = {} if knative else config.deployed
+    own = [each for label, each in config.servers.items() if label not in elsewhere]
+    _put(box, pod, values, own if elsewhere else None)
+
+
+def into_caller(box: Resource, pod: Resource, values: Values, server: ToolServer) -> None:
+    """Give the caller beside a server the file, and the key of that server."""
+    _put(box, pod, values, [server])
+
+
+def _put(
+    box: Resource, pod: Resource, values: Values, servers: Sequence[ToolServer] | None
+) -> None:
+    has_keys = servers is None or any(each.credential for each in servers)
+    box["env"] += _env(values, runs_calls=has_keys)
+    for mount, volume in _mounts(values, runs_calls=has_keys, of=servers):
         box["volumeMounts"].append(mount)
         pod["volumes"].append(volume)
 
@@ -119,12 +175,16 @@ def policy(part: str, values: Values, public: Resource) -> list[Resource]:
     config = values.tool_config
     if not config.queues:
         return []
-    ways = [_way(server, public) for server in config.servers.values()]
+    ways = [_way(server, public) for server in config.servers.values() if not server.deployment]
     if config.url_tenants:
         any_server = because(
             dict(public), "Servers that requests name: their addresses are checked."
         )
         ways.append({"to": [any_server], "ports": [{"protocol": "TCP", "port": 443}]})
+    if config.deployed and part == "steps-knative":
+        ways.append({"to": [_namespace(values.namespace), *_KNATIVE]})
+    if not ways:
+        return []
     unique = {str(way): way for way in ways}
     return [
         {
@@ -146,8 +206,7 @@ def _way(server: ToolServer, public: Resource) -> Resource:
     ports = [{"protocol": "TCP", "port": url.port}]
     if namespace := namespace_of(host):
         # A Service's port is not its pods', and those of Knative are reached by its ingress.
-        own = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}}
-        return {"to": [own, *_KNATIVE]}
+        return {"to": [_namespace(namespace), *_KNATIVE]}
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -155,10 +214,11 @@ def _way(server: ToolServer, public: Resource) -> Resource:
     return {"to": [{"ipBlock": {"cidr": f"{address}/{address.max_prefixlen}"}}], "ports": ports}
 
 
-_KNATIVE = [
-    {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
-    for name in ("kourier-system", "knative-serving")
-]
+def _namespace(name: str) -> Resource:
+    return {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}}}
+
+
+_KNATIVE = [_namespace(name) for name in ("kourier-system", "knative-serving")]
 
 
 def namespace_of(host: str) -> str:
