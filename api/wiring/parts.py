@@ -24,9 +24,7 @@ from api.limit.concurrency_limiter import ConcurrencyLimiter
 from api.limit.gate import LimitGate
 from api.limit.job_budgets import JobBudgets
 from api.limit.open_streams import OpenStreams
-from api.routes import (
-    vector_stores,
-)
+from api.routes import vector_stores
 from api.routes.route import Access
 from api.settings import ApiSettings
 from api.vector_store.indexing import IndexingEvents
@@ -106,18 +104,11 @@ def make_parts(
     route = make_route(settings, redis, publisher, max_unpublished=settings.max_unpublished)
     stores = VectorStores(redis)
     intake = _intake(settings, store, route, clock, stores)
-    webhook_service = _webhooks(settings, redis)
-    notices = BudgetNotices(route, webhook_service.notify, clock, settings.currency)
-    budgets = JobBudgets(settings, Budgets(redis, settings.price), notices)
+    webhooks = _webhooks(settings, redis)
+    budgets = _budgets(settings, redis, route, webhooks, clock)
     gate = LimitGate(settings, redis, store, clock, budgets)
-    live = LiveDeps(
-        store=store,
-        live=(streams := StreamMultiplexer(settings.redis_url.get_secret_value(), store, redis)),
-        ends=(ends := CompletionNotifier(redis)),
-        waiting=(waiting := QueueWaiting(redis, clock)),
-        clock=clock,
-        store_timeout_s=settings.store_timeout_s,
-    )
+    streams = StreamMultiplexer(settings.redis_url.get_secret_value(), store, redis)
+    ends, waiting = CompletionNotifier(redis), QueueWaiting(redis, clock)
     submission = _submission(settings, redis, clock, intake, gate)
     files = FileStore(settings.files_url)
     return Parts(
@@ -132,13 +123,13 @@ def make_parts(
         ledger=Ledger(redis),
         gate=gate,
         budgets=budgets,
-        webhooks=webhook_service,
+        webhooks=webhooks,
         results=ResultFeed(redis, store),
         past_waking=WakingNotes(redis, waiting, clock),
         access=_access(settings, redis, clock, gate, body_room),
         body_room=body_room,
         shutdown=Shutdown(),
-        live=live,
+        live=_live(settings, store, streams, ends, waiting, clock),
         submission=submission,
         followers=FollowerListener(store, store.answers, intake, route),
         audits=make_audits(settings, redis, store, intake, route),
@@ -147,17 +138,57 @@ def make_parts(
             files=files,
             store=store,
             submission=submission,
-            webhooks=webhook_service,
+            webhooks=webhooks,
             clock=clock,
             line_limit_bytes=settings.body_limit_bytes,
         ),
-        vector_stores=vector_stores.VectorStoreDeps(
-            stores=stores,
-            files=files,
-            texts=ObjectStore(f"{settings.files_url.rstrip('/')}/{TEXTS}"),
-            events=IndexingEvents(stores, route, clock),
-            clock=clock,
-        ),
+        vector_stores=_vector_stores(settings, stores, files, route, clock),
+    )
+
+
+def _vector_stores(
+    settings: ApiSettings,
+    stores: VectorStores,
+    files: FileStore,
+    publisher: Publisher,
+    clock: Clock,
+) -> vector_stores.VectorStoreDeps:
+    return vector_stores.VectorStoreDeps(
+        stores=stores,
+        files=files,
+        texts=ObjectStore(f"{settings.files_url.rstrip('/')}/{TEXTS}"),
+        events=IndexingEvents(stores, publisher, clock),
+        clock=clock,
+    )
+
+
+def _budgets(
+    settings: ApiSettings,
+    redis: SharedRedis,
+    publisher: Publisher,
+    webhooks: WebhookService,
+    clock: Clock,
+) -> JobBudgets:
+    notices = BudgetNotices(publisher, webhooks.notify, clock, settings.currency)
+    return JobBudgets(settings, Budgets(redis, settings.price), notices)
+
+
+def _live(
+    settings: ApiSettings,
+    store: RedisToolStore,
+    streams: StreamMultiplexer,
+    ends: CompletionNotifier,
+    waiting: QueueWaiting,
+    clock: Clock,
+) -> LiveDeps:
+    """What every way of following a job uses."""
+    return LiveDeps(
+        store=store,
+        live=streams,
+        ends=ends,
+        waiting=waiting,
+        clock=clock,
+        store_timeout_s=settings.store_timeout_s,
     )
 
 

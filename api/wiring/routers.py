@@ -113,18 +113,21 @@ def _job_routers(parts: Parts) -> list[APIRouter]:
         dead_letters.routes.router(access, dead_letter_deps),
         events.routes.router(access, event_deps),
         events.handshake_router(settings.event_origins),
-        usage.routes.router(
-            access,
-            usage.UsageDeps(
-                ledger=parts.ledger,
-                price=settings.price,
-                cpu_price_per_hour=settings.cpu_price_per_hour,
-                audits=parts.audits.figures if parts.audits else None,
-            ),
-        ),
+        _usage_router(parts),
         _tool_router(parts),
         *_tenant_routers(parts),
     ]
+
+
+def _usage_router(parts: Parts) -> APIRouter:
+    """Routes of the operator's view of GPU time and money."""
+    deps = usage.UsageDeps(
+        ledger=parts.ledger,
+        price=parts.settings.price,
+        cpu_price_per_hour=parts.settings.cpu_price_per_hour,
+        audits=parts.audits.figures if parts.audits else None,
+    )
+    return usage.routes.router(parts.access, deps)
 
 
 def _tool_router(parts: Parts) -> APIRouter:
@@ -189,6 +192,25 @@ def _call_routers(parts: Parts) -> list[APIRouter]:
         call_bytes=settings.body_limit_bytes,
         longest_s=settings.response_socket_s,
     )
+    conversation_deps = conversations.ConversationDeps(conversations=submission.conversations)
+    webhook_deps = webhooks.WebhookDeps(webhooks=parts.webhooks, allowed=submission.webhook_allow)
+    return [
+        openai.routes.router(access, openai_deps),
+        models.routes.router(access, models.ModelDeps(catalog=submission.catalog)),
+        stored_completions.routes.router(access, stored_deps),
+        response_input.routes.router(access, response_deps),
+        responses.routes.router(access, response_deps),
+        response_socket.router(response_socket_deps),
+        conversations.routes.router(access, conversation_deps),
+        *_file_routers(parts, held),
+        webhooks.routes.router(access, webhook_deps),
+        cache.routes.router(access, cache.CacheDeps(parts.store.answers, submission.catalog)),
+    ]
+
+
+def _file_routers(parts: Parts, held: HeldDeps) -> list[APIRouter]:
+    """Routes of files, of batches, and of vector stores over files."""
+    settings, access = parts.settings, parts.access
     file_deps = files.FileDeps(
         files=parts.batches.files,
         uploads=access.bodies.limited_to(settings.file_limit_bytes),
@@ -204,24 +226,16 @@ def _call_routers(parts: Parts) -> list[APIRouter]:
         clock=parts.clock,
         moved_tenants=settings.moved_tenants,
     )
-    conversation_deps = conversations.ConversationDeps(conversations=submission.conversations)
     search_deps = vector_store_search.SearchDeps(
-        stores=parts.vector_stores.stores, submission=submission, held=held, clock=parts.clock
+        stores=parts.vector_stores.stores,
+        submission=parts.submission,
+        held=held,
+        clock=parts.clock,
     )
-    webhook_deps = webhooks.WebhookDeps(webhooks=parts.webhooks, allowed=submission.webhook_allow)
     return [
-        openai.routes.router(access, openai_deps),
-        models.routes.router(access, models.ModelDeps(catalog=submission.catalog)),
-        stored_completions.routes.router(access, stored_deps),
-        response_input.routes.router(access, response_deps),
-        responses.routes.router(access, response_deps),
-        response_socket.router(response_socket_deps),
-        conversations.routes.router(access, conversation_deps),
         files.routes.router(access, file_deps),
         batches.routes.router(access, batch_deps),
         vector_stores.routes.router(access, parts.vector_stores),
         vector_store_files.routes.router(access, parts.vector_stores),
         vector_store_search.routes.router(access, search_deps),
-        webhooks.routes.router(access, webhook_deps),
-        cache.routes.router(access, cache.CacheDeps(parts.store.answers, submission.catalog)),
     ]

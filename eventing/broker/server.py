@@ -62,18 +62,18 @@ class Broker:
         self._store = RedisToolStore(self._redis, settings.lease)
         self._started = ReadyOnceStarted(self._store, timeout_s=settings.store_timeout_s)
         consumer = f"{socket.gethostname()}-{id(self):x}"
-        # Only a pump beside one engine knows what that engine has seen.
         self._routes = [
+            # Only a pump beside one engine knows what that engine has seen.
             (
-                trigger,
+                each,
                 Queue(
                     self._redis,
-                    trigger.name,
+                    each.name,
                     consumer,
                     seen=SeenPrefixes() if is_beside_engine else None,
                 ),
             )
-            for trigger in triggers
+            for each in triggers
         ]
         self._router = Router(self._routes)
         self._queue_metrics = QueueMetrics(self._redis, [trigger.name for trigger in triggers])
@@ -84,15 +84,15 @@ class Broker:
             consumer=consumer,
             claim_idle_ms=CLAIM_IDLE_MS,
         )
+        self._pumps = self._make_pumps(drain_s)
+
+    def _make_pumps(self, drain_s: float) -> list[Pump]:
+        """A pump for each trigger that this process delivers."""
+        settings, room = self._settings, ClaimRoom()
         dead_letters = DeadLetterHandler(
-            self._redis,
-            self._store,
-            self._router,
-            settings.lease.lease_ms,
-            settings.fallbacks,
+            self._redis, self._store, self._router, settings.lease.lease_ms, settings.fallbacks
         )
-        room = ClaimRoom()
-        self._pumps = [
+        return [
             Pump(
                 trigger,
                 queue,

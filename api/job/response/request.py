@@ -247,18 +247,16 @@ def parse_ask(
     if (moderation := call.get(MODERATION)) is not None:
         check_moderation(moderation, MODERATION)
         body[MODERATION] = moderation
-    record = {name: call[name] for name in _ECHOED if call.get(name) is not None}
-    if record.get("tools") is not None:
-        record["tools"] = [_shown_tool(tool) for tool in without_credentials(record["tools"])]
-    if search is not None:
-        record["tools"] = [*record.get("tools", ()), {"type": FILE_SEARCH, **search.settings}]
-        record["include"] = list(call.get("include") or ())
-    record |= {"input": items, "background": is_background, "stream": is_stream, "store": is_stored}
+    record = _echoed(call, search) | {
+        "input": items,
+        "background": is_background,
+        "stream": is_stream,
+        "store": is_stored,
+    }
     turn = None
     if conversation is not None:
         record["conversation"] = {"id": conversation.id}
-        whole = tuple(whole_item(item) for item in items)
-        turn = ConversationTurn(id=conversation.id, items=whole, seq=conversation.seq)
+        turn = _turn_in(conversation, items)
     return Ask(
         body=body,
         record=record,
@@ -270,6 +268,22 @@ def parse_ask(
         search=search,
         compact_threshold=_compact_threshold(call.get("context_management")),
     )
+
+
+def _echoed(call: Mapping[str, Any], search: PlannedStep | None) -> dict[str, Any]:
+    """The fields of the call that its response shows again."""
+    record = {name: call[name] for name in _ECHOED if call.get(name) is not None}
+    if record.get("tools") is not None:
+        record["tools"] = [_shown_tool(tool) for tool in without_credentials(record["tools"])]
+    if search is not None:
+        record["tools"] = [*record.get("tools", ()), {"type": FILE_SEARCH, **search.settings}]
+        record["include"] = list(call.get("include") or ())
+    return record
+
+
+def _turn_in(conversation: Conversation, items: Sequence[Any]) -> ConversationTurn:
+    whole = tuple(whole_item(item) for item in items)
+    return ConversationTurn(id=conversation.id, items=whole, seq=conversation.seq)
 
 
 def _shown_tool(tool: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -249,11 +249,9 @@ def _script_env(values: Values) -> list[Resource]:
     ]
 
 
-def backup(values: Values) -> list[Resource]:
-    """Give the CronJob that puts a snapshot into object storage; nothing without a `backup_url`."""
-    if not values.store.backup_url:
-        return []
-    dump = {
+def _dump(values: Values) -> Resource:
+    """The container that takes the snapshot."""
+    return {
         "name": "snapshot",
         "image": values.images.valkey,
         "command": _run("snapshot.sh"),
@@ -262,7 +260,11 @@ def backup(values: Values) -> list[Resource]:
         "securityContext": parts.hardened(),
         "volumeMounts": [{"name": "snapshot", "mountPath": _SNAPSHOT_AT}, _scripts_mount()],
     }
-    upload = {
+
+
+def _upload(values: Values) -> Resource:
+    """The container that puts it into object storage."""
+    return {
         "name": "upload",
         "image": values.images.reference("api"),
         "command": ["python", "-m", "eventing.store.objects.backup"],
@@ -278,14 +280,20 @@ def backup(values: Values) -> list[Resource]:
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108
         ],
     }
+
+
+def backup(values: Values) -> list[Resource]:
+    """Give the CronJob that puts a snapshot into object storage; nothing without a `backup_url`."""
+    if not values.store.backup_url:
+        return []
     pod = {
         "serviceAccountName": parts.REDIS,
         "automountServiceAccountToken": False,
         "enableServiceLinks": parts.NO_SERVICE_LINKS,
         "restartPolicy": "Never",
         "securityContext": parts.hardened_pod(fsGroup=parts.USER_ID),
-        "initContainers": [dump],
-        "containers": [upload],
+        "initContainers": [_dump(values)],
+        "containers": [_upload(values)],
         "volumes": [
             parts.scratch("snapshot", f"{MEMORY_MIB}Mi"),
             parts.scratch("tmp", "64Mi"),

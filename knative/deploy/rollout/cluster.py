@@ -68,6 +68,21 @@ def _eventing(values: Values) -> dict[str, str]:
     }
 
 
+def _activator_grace(times: Timeouts) -> Resource:
+    """The patch of the activator's Deployment."""
+    return {
+        "spec": {
+            "template": {
+                "spec": {
+                    "terminationGracePeriodSeconds": because(
+                        times.activator_grace, "It holds requests that last this long."
+                    )
+                }
+            }
+        }
+    }
+
+
 def _serving(times: Timeouts) -> dict[str, str]:
     header = (
         "Written by `torpor render` from manifests/values.yaml: change the value, not this file.\n"
@@ -97,17 +112,6 @@ def _serving(times: Timeouts) -> dict[str, str]:
     features = _knative_config(
         "config-features", {name: because("enabled", why) for name, why in FEATURES.items()}
     )
-    grace = {
-        "spec": {
-            "template": {
-                "spec": {
-                    "terminationGracePeriodSeconds": because(
-                        times.activator_grace, "It holds requests that last this long."
-                    )
-                }
-            }
-        }
-    }
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
@@ -119,5 +123,7 @@ def _serving(times: Timeouts) -> dict[str, str]:
         f"{folder}/config-autoscaler.yaml": document(autoscaler, header=header.splitlines()[0]),
         f"{folder}/config-defaults.yaml": document(defaults, header=header.splitlines()[0]),
         f"{folder}/config-features.yaml": document(features, header=header.splitlines()[0]),
-        f"{folder}/activator-grace.yaml": document(grace, header=header.splitlines()[0]),
+        f"{folder}/activator-grace.yaml": document(
+            _activator_grace(times), header=header.splitlines()[0]
+        ),
     }
