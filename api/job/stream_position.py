@@ -12,6 +12,7 @@ from eventing.errors import TorporError
 from eventing.job.job import Job, JobState
 from eventing.job.stream import EntryKind, StreamEntry
 
+_TOKENS: Final = EntryKind.TOKENS
 _NUMBERED: Final = (EntryKind.ATTEMPT, EntryKind.TOKENS, EntryKind.TURN)
 
 
@@ -67,7 +68,8 @@ class StreamPosition:
         them.
         """
         for entry in entries:
-            if self.fault_of(entry) is not None:
+            is_next = entry.kind is _TOKENS and self.place == (entry.index, entry.attempt)
+            if not is_next and self.fault_of(entry) is not None:
                 return False
             self.advance(entry)
         return True

@@ -16,8 +16,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +23,7 @@ import psutil
 import uvloop
 
 from bench.api.load_stack import Ports, stack
-from bench.api.load_wire import Pace, Reader, Spent, Wire, delete, get, post, wires
+from bench.api.load_wire import Spent, Wire, delete, get, post, wires
 from bench.peers.peers import put_ahead
 from bench.report import publish, quantile
 from bench.torpor_up import ROOT
@@ -176,76 +174,72 @@ async def readers(ports: Ports, args: argparse.Namespace) -> dict[str, Any]:
     job_ids = [await running_job(store) for _ in range(args.readers)]
     api = psutil.Process(ports.api_pid)
     rss_before = api.memory_info().rss
-    delays: list[int] = []
     health = Health(ports.api)
-    opened = await open_all(ports, args, job_ids, delays)
+    asked = {"port": ports.api, "job_ids": job_ids, "slow": args.slow, "deaf": args.deaf}
+    clients = start_part(ports, "clients", "bench.api.load_readers", asked)
+    opened = json.loads(await heard(clients))
     opening = await health.seen()
     rss_open = api.memory_info().rss
-    clients = await redis.client_list()
-    writer = start_writer(ports, args, job_ids)
+    at_store = await redis.client_list()
+    numbers = [ports.redis, args.tokens_per_second, args.seconds + 4]
+    writer = start_part(ports, "writer", "bench.api.load_parts", job_ids, "writer", *numbers)
     await asyncio.sleep(2.0)
-    delays.clear()
+    say(clients, "begin")
     await health.seen()
     spent = {name: Spent(pid) for name, pid in ports.pids.items()}
     await asyncio.sleep(args.seconds)
+    say(clients, "end")
+    shares = {name: one.share() for name, one in spent.items()}
+    seen = json.loads(await heard(clients))
     live = await health.end()
-    shares = {f"{name}_cpu_share": one.share() for name, one in spent.items()}
-    seen = sorted(delays)
     rss_live = api.memory_info().rss
-    said, _ = await asyncio.to_thread(writer.communicate, timeout=60)
+    written = json.loads(await heard(writer))
+    for process in (clients, writer):
+        process.wait(timeout=60)
     await redis.aclose()
     return {
         "readers": args.readers,
-        "paces": {str(pace): share for pace, share in paces(args).items()},
-        "opened_s": opened.took_s,
+        "shares": {"slow": args.slow, "deaf": args.deaf},
+        "tokens_per_second_each": args.tokens_per_second,
+        **opened,
         "healthz_while_opening": opening,
         "healthz_while_live": live,
-        "cut_off": sum(each.is_ended for each in opened.readers),
-        "tokens_per_second_each": args.tokens_per_second,
-        "tokens_per_second_seen": round(len(seen) / args.seconds),
-        "p50_ms": round(quantile(seen, 0.5) / 1e6, 1),
-        "p99_ms": round(quantile(seen, 0.99) / 1e6, 1),
-        "max_ms": round(seen[-1] / 1e6, 1),
-        **shares,
-        "api_cpu_us_a_token": round(shares["api_cpu_share"] * args.seconds / len(seen) * 1e6, 1),
-        "writer": json.loads(said),
+        **seen,
+        "cores": shares,
+        "api_cpu_us_a_token": round(shares["api"] / args.readers / args.tokens_per_second * 1e6, 1),
+        "writer": written,
         "kib_per_reader_idle": round((rss_open - rss_before) / args.readers / 1024, 1),
         "kib_per_reader_live": round((rss_live - rss_before) / args.readers / 1024, 1),
-        "store_connections_in_blocking_read": sum(c["cmd"] == "xread" for c in clients),
+        "store_connections_in_blocking_read": sum(c["cmd"] == "xread" for c in at_store),
     }
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """Readers whose streams have begun, and how long that took."""
+def start_part(
+    ports: Ports, name: str, module: str, asked: Any, *words: object
+) -> subprocess.Popen[str]:
+    """A process of this bench beside the clients' health check; `asked` is its first line."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, *map(str, words)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    ports.pids[name] = process.pid
+    say(process, json.dumps(asked))
+    return process
 
-    readers: list[Reader]
-    took_s: float
+
+def say(process: subprocess.Popen[str], line: str) -> None:
+    assert process.stdin is not None
+    process.stdin.write(f"{line}\n")
+    process.stdin.flush()
 
 
-def paces(args: argparse.Namespace) -> dict[Pace, float]:
-    """The share of the readers of each pace."""
-    return {Pace.READING: 1 - args.slow - args.deaf, Pace.SLOW: args.slow, Pace.DEAF: args.deaf}
-
-
-async def open_all(
-    ports: Ports, args: argparse.Namespace, job_ids: Sequence[JobId], delays: list[int]
-) -> Opened:
-    """All streams at once."""
-    loop, began_s = asyncio.get_running_loop(), time.perf_counter()
-    made = []
-    for number, job_id in enumerate(job_ids):
-        share = number / len(job_ids)
-        pace = Pace.READING
-        if share < args.slow + args.deaf:
-            pace = Pace.SLOW if share < args.slow else Pace.DEAF
-        request = get(f"/v1/jobs/{job_id}/events")
-        reader = partial(Reader, request, delays, pace)
-        made.append(loop.create_connection(reader, "127.0.0.1", ports.api))
-    readers = [reader for _, reader in await asyncio.gather(*made)]
-    while not all(each.is_open for each in readers):
-        await asyncio.sleep(0.01)
-    return Opened(readers, round(time.perf_counter() - began_s, 2))
+async def heard(process: subprocess.Popen[str]) -> str:
+    """The next line that the process says."""
+    assert process.stdout is not None
+    return await asyncio.to_thread(process.stdout.readline)
 
 
 class Health:
@@ -283,27 +277,6 @@ class Health:
         seen = await self.seen()
         self._task.cancel()
         return seen
-
-
-def start_writer(
-    ports: Ports, args: argparse.Namespace, job_ids: Sequence[JobId]
-) -> subprocess.Popen[str]:
-    """The process that writes tokens of all jobs, on its way."""
-    part = [sys.executable, "-m", "bench.api.load_parts", "writer"]
-    numbers = [ports.redis, args.tokens_per_second, args.seconds + 2]
-    writer = subprocess.Popen(
-        [*part, *map(str, numbers)],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    ports.pids["writer"] = writer.pid
-    assert writer.stdin is not None
-    writer.stdin.write(json.dumps(job_ids))
-    writer.stdin.close()
-    writer.stdin = None
-    return writer
 
 
 async def running_job(store: RedisStore) -> JobId:

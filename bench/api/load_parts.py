@@ -47,7 +47,7 @@ def writer(port: int, per_second: float, seconds: float) -> None:
     Commands are built by hand and replies discarded: with a client library, writing would cost more than all of the
     api's work for a token. Prints how late its own ticks were.
     """
-    job_ids = json.load(sys.stdin)
+    job_ids = json.loads(sys.stdin.readline())
     names = [f"torpor:{{{job_id}}}:tokens" for job_id in job_ids]
     heads = [HEAD + f"${len(name)}\r\n{name}\r\n{BEFORE}".encode() for name in names]
     sock = socket.create_connection(("127.0.0.1", port))

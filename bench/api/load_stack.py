@@ -35,7 +35,7 @@ spec:
 class Ports:
     def __init__(self) -> None:
         self.redis, self.broker, self.api = (free_port() for _ in range(3))
-        self.pids: dict[str, int] = {"clients": os.getpid()}
+        self.pids: dict[str, int] = {}
 
     @property
     def api_pid(self) -> int:

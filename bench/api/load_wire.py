@@ -5,13 +5,9 @@ A client library would dominate the measurement.
 
 import asyncio
 import time
-from enum import StrEnum
-from typing import Any, Final
+from typing import Any
 
 import psutil
-
-MARK: Final = b'"content":"'
-STAMP_DIGITS: Final = 19
 
 
 class Wire(asyncio.Protocol):
@@ -42,61 +38,6 @@ class Wire(asyncio.Protocol):
         self._answer = asyncio.get_running_loop().create_future()
         self.transport.write(request)
         return await self._answer
-
-
-SLOW_S: Final = 2.0
-"""A slow reader reads what is there once in so long."""
-
-
-class Pace(StrEnum):
-    """How a reader reads."""
-
-    READING = "reading"
-    SLOW = "slow"
-    DEAF = "deaf"  #: nothing after the begin
-
-
-class Reader(asyncio.Protocol):
-    """One SSE client; a reading one records how old each token is when it arrives. A stamp split between two reads is
-    skipped.
-    """
-
-    def __init__(self, request: bytes, delays: list[int], pace: Pace = Pace.READING) -> None:
-        self._request = request
-        self._delays = delays
-        self._pace = pace
-        self._transport: Any = None
-        self.is_open = False
-        self.is_ended = False
-
-    def connection_made(self, transport: Any) -> None:
-        self._transport = transport
-        transport.write(self._request)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.is_ended = True
-
-    def _wait(self) -> None:
-        """Read nothing for a while, or never again."""
-        self._transport.pause_reading()
-        if self._pace is Pace.SLOW:
-            asyncio.get_running_loop().call_later(SLOW_S, self._transport.resume_reading)
-
-    def data_received(self, data: bytes) -> None:
-        now_ns = time.time_ns()
-        if not self.is_open:
-            assert data.startswith(b"HTTP/1.1 200"), data[:200]
-            self.is_open = True
-        if self._pace is not Pace.READING:
-            self._wait()
-            return
-        at = data.find(MARK)
-        while at >= 0:
-            start = at + len(MARK)
-            stamp = data[start : start + STAMP_DIGITS]
-            if len(stamp) == STAMP_DIGITS:
-                self._delays.append(now_ns - int(stamp))
-            at = data.find(MARK, start)
 
 
 async def wires(port: int, count: int) -> list[Wire]:

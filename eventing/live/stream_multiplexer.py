@@ -9,13 +9,12 @@ and delays no other. Must not know HTTP. A Redis Cluster, which would need one c
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 import structlog
 from redis.asyncio import Redis
-from redis.asyncio.connection import AbstractConnection
 
 from eventing.errors import StoreUnavailable, TorporError
 from eventing.job.job import JobId
@@ -32,10 +31,8 @@ _SHORT_BLOCK_MS: Final = 10
 _SOCKET_TIMEOUT_S: Final = 2.5
 _STREAMS_PER_READ: Final = 1_000
 """Streams of one read. A read costs the store about 1.5 µs a stream, during which it serves no other command."""
-_REST_PER_STREAM_S: Final = 6e-6
-"""Pause after a read, for each stream: reading takes at most a fifth of the store's time."""
-_REST_SHARE: Final = 0.25
-"""Pause after passing entries on, as a share of the time that took: under load more entries go into one read. The
+_ROUND_PER_STREAM_S: Final = 6e-6
+"""All streams are read once in so long for each of them, or more seldom: a quarter of the store's time at most. The
 token of a single reader is hardly delayed.
 """
 _SLICE_S: Final = 0.002
@@ -56,8 +53,9 @@ class ReaderCutOff(TorporError):
     code = "reader_cut_off"
 
 
-_Entry = tuple[bytes, list[bytes]]
-"""A cursor, and names and values in turn."""
+_TOKENS: Final = EntryKind.TOKENS
+_Answer = Sequence[tuple[bytes, Sequence[tuple[bytes, list[bytes]]]]]
+"""For each key its entries: a cursor, and names and values in turn."""
 
 TokenCallback = Callable[[Sequence[StreamEntry]], bool]
 """Takes tokens as soon as they are read; False when it cannot take them now. It runs in the multiplexer's loop and
@@ -148,7 +146,8 @@ class Reader:
         """
         if self._failure is not None:
             return
-        entries = self._fresh(entries)
+        if not self._is_ahead:
+            entries = self._fresh(entries)
         if not entries or self._was_taken(entries):
             return
         more = sum(_weight(entry) for entry in entries)
@@ -162,10 +161,11 @@ class Reader:
 
     def _was_taken(self, entries: Sequence[StreamEntry]) -> bool:
         """The callback is used only while the reader waits with an empty buffer, so that order is kept."""
-        if self._on_tokens is None or self._entries or not self._is_listening:
+        if not self._is_listening or self._on_tokens is None or self._entries:
             return False
-        if any(entry.kind is not EntryKind.TOKENS for entry in entries):
-            return False
+        for entry in entries:
+            if entry.kind is not _TOKENS:
+                return False
         try:
             was_taken = self._on_tokens(entries)
         except (
@@ -219,6 +219,7 @@ class StreamMultiplexer:
     def __init__(self, redis_url: str, store: JobReader, control: Redis) -> None:
         """`control` is a client with connections of its own; it interrupts this one's blocking read."""
         self._redis = connect(redis_url, timeout_s=_SOCKET_TIMEOUT_S, max_connections=1)
+        self._line = self._redis.dedicated_connection()
         self._store = store
         self._control = control
         self._streams: dict[bytes, _Stream] = {}
@@ -281,71 +282,61 @@ class StreamMultiplexer:
         await self._redis.aclose()
 
     async def _read_until_failure(self) -> None:
-        async with failures_named(), self._own_connection() as connection:
-            await connection.send_command("CLIENT", "ID")
-            self._connection_id = int(await connection.read_response())
+        async with failures_named():
+            (self._connection_id,) = await self._line.send([("CLIENT", "ID")])
             while True:
-                if _is_cancelled():
-                    raise asyncio.CancelledError
                 while not self._streams:
                     self._changed.clear()
                     await self._changed.wait()
-                self._read_version = self._version
-                names = list(self._streams)
-                for start in range(0, len(names), _STREAMS_PER_READ):
-                    some = names[start : start + _STREAMS_PER_READ]
-                    async with (
-                        failures_named()
-                    ):  # after each read: a cancellation may be lost in it
-                        await self._read(connection, some, len(names))
+                await self._read_all()
 
-    @asynccontextmanager
-    async def _own_connection(self) -> AsyncIterator[AbstractConnection]:
-        """The connection for blocking reads, closed afterwards because an answer may still be on its way."""
-        pool = self._redis.connection_pool
-        connection = await pool.get_connection()
-        try:
-            yield connection
-        finally:
-            await connection.disconnect()
-            await pool.release(connection)
+    async def _read_all(self) -> None:
+        """Every stream once. While the entries of one read are passed on, the store makes the answer to the next."""
+        began_s = time.monotonic()
+        self._read_version = self._version
+        streams = list(self._streams.values())
+        parts = [
+            streams[at : at + _STREAMS_PER_READ] for at in range(0, len(streams), _STREAMS_PER_READ)
+        ]
+        block_ms = _BLOCK_MS if len(parts) == 1 else _SHORT_BLOCK_MS
+        answer = await self._read(parts[0], block_ms)
+        for part, following in zip(parts, [*parts[1:], None], strict=True):
+            if following is None:
+                await self._hand_out(part, answer)
+                continue
+            reading = asyncio.create_task(self._read(following, block_ms))
+            try:
+                await self._hand_out(part, answer)
+                answer = await reading
+            finally:
+                reading.cancel()
+        due_s = began_s + len(streams) * _ROUND_PER_STREAM_S
+        await asyncio.sleep(max(0.0, due_s - time.monotonic()))
 
-    async def _read(
-        self, connection: AbstractConnection, names: Sequence[bytes], all_names: int
-    ) -> None:
-        """One read of some of the streams, and a pause."""
-        streams = {name: stream for name in names if (stream := self._streams.get(name))}
-        if not streams:
-            return
-        block_ms = _BLOCK_MS if all_names == len(names) else _SHORT_BLOCK_MS
-        # Not the client's `xread`, whose parsing of entries costs as much as all of this loop.
-        await connection.send_command(
-            *("XREAD", "COUNT", _ENTRIES_PER_READ, "BLOCK", block_ms, "STREAMS"),
-            *streams,
-            *(stream.position for stream in streams.values()),
-        )
-        answer = await connection.read_response()
-        worked_s = await self._hand_out(streams, answer or ())
-        await asyncio.sleep(max(worked_s * _REST_SHARE, len(streams) * _REST_PER_STREAM_S))
+    async def _read(self, streams: Sequence[_Stream], block_ms: int) -> _Answer:
+        """What is new in these streams, by their keys."""
+        keys_first = [stream.key for stream in streams], [stream.position for stream in streams]
+        head = ("XREAD", "COUNT", _ENTRIES_PER_READ, "BLOCK", block_ms, "STREAMS")
+        (answer,) = await self._line.send([(*head, *keys_first[0], *keys_first[1])])
+        return answer or ()
 
-    async def _hand_out(
-        self, streams: Mapping[bytes, _Stream], answer: Iterable[tuple[bytes, Sequence[_Entry]]]
-    ) -> float:
-        """Pass on what was read of `streams`; gives the time that took. A stream whose last reader left meanwhile may
-        have been joined anew, from an earlier position: this answer is not for that reader.
+    async def _hand_out(self, streams: Iterable[_Stream], answer: _Answer) -> None:
+        """Pass on what was read of `streams`. A stream whose last reader left meanwhile may have been joined anew,
+        from an earlier position: this answer is not for that reader.
         """
-        worked_s, began_s = 0.0, _cpu_s()
+        if not answer:
+            return
+        by_key = {stream.key: stream for stream in streams}
+        until_s = _cpu_s() + _SLICE_S
         for key, raw in answer:
-            stream = streams[key]
+            stream = by_key[key]
             entries = [parse_flat_entry(cursor, flat) for cursor, flat in raw]
             stream.position = raw[-1][0]
-            for reader in tuple(stream.readers):
+            for reader in stream.readers:
                 reader.push(entries)
-            if (spent_s := _cpu_s() - began_s) > _SLICE_S:
-                worked_s += spent_s
+            if _cpu_s() > until_s:
                 await asyncio.sleep(0)
-                began_s = _cpu_s()
-        return worked_s + _cpu_s() - began_s
+                until_s = _cpu_s() + _SLICE_S
 
     async def _unblock_read(self) -> None:
         """Interrupt the blocking read after a stream was added, until the read covers it.
@@ -361,12 +352,6 @@ class StreamMultiplexer:
                         async with failures_named():
                             await self._control.client_unblock(self._connection_id)
                 await asyncio.sleep(_NUDGE_EVERY_S)
-
-
-def _is_cancelled() -> bool:
-    """True when a cancellation of this task was lost, as redis-py may lose one while it connects or sends (F31)."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 _cpu_s: Final = time.thread_time

@@ -7,8 +7,6 @@ from itertools import count
 
 import pytest
 from redis.asyncio import Redis
-from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from eventing.job.job import JobId, new_job_id, parse_request
 from eventing.job.store import NewJob
@@ -288,24 +286,18 @@ async def test_more_streams_than_one_read_holds_are_all_heard(
     assert [reader.result() for reader in readers] == [[0, 1]] * 5
 
 
-async def test_it_ends_when_told_though_its_connection_closes_too_slowly(
-    redis_url: str, store: RedisStore, redis: Redis, monkeypatch: pytest.MonkeyPatch
+async def test_it_ends_when_told_while_its_read_waits(
+    redis_url: str, store: RedisStore, redis: Redis
 ) -> None:
-    disconnect = AbstractConnection.disconnect
-
-    async def slowly(connection: AbstractConnection) -> None:
-        await disconnect(connection)
-        raise RedisTimeoutError("Timed out closing connection")
-
     hub = StreamMultiplexer(redis_url, store, redis)
     reading = asyncio.ensure_future(hub.run())
     predictor = await running(store)
     async with hub.follow(predictor.job_id) as reader:
         await caught_up(reader)
-        monkeypatch.setattr(AbstractConnection, "disconnect", slowly)
+        while not any(each["flags"].count("b") for each in await redis.client_list()):
+            await asyncio.sleep(0.01)
         reading.cancel()
         ended, _ = await asyncio.wait([reading], timeout=120)
-    monkeypatch.undo()
     await hub.close()
 
     assert ended
@@ -337,7 +329,7 @@ async def test_other_calls_get_their_turn_while_many_entries_are_passed_on(
         others = group.create_task(other_calls())
         entry = (b"2-0", [b"kind", b"tokens", b"attempt", b"1", b"index", b"0"])
         entry[1].extend([b"ids", b"7", b"delta", b"[]"])
-        await hub._hand_out(dict(hub._streams), [(key, [entry]) for key in hub._streams])
+        await hub._hand_out(hub._streams.values(), [(key, [entry]) for key in hub._streams])
         others.cancel()
 
     assert len(seen) == 12
