@@ -4,7 +4,6 @@ import base64
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
 from redis.asyncio import Redis
 from starlette.requests import Request
@@ -71,13 +70,7 @@ async def test_an_error_of_a_list_that_repeats_the_credential_is_told_without_it
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("steps.tools.list_step.MOST_ATTEMPTS", 1)
-
-    def refuse(_: dict[str, Any]) -> Response:
-        error = {"code": -32001, "message": f"who is Bearer {CANARY}?"}
-        body = orjson.dumps({"jsonrpc": "2.0", "id": len(raw.seen), "error": error})
-        return Response(body, media_type="application/json")
-
-    raw = RawMcp({"tools/list": refuse})
+    raw = RawMcp(errors={"tools/list": f"who is Bearer {CANARY}?"})
     (tmp_path / "key").write_text(CANARY)
     async with listening(raw.app()) as url:
         tools, folder = config(url, credential="key"), {"tool_credentials_dir": tmp_path}

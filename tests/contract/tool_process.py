@@ -212,6 +212,7 @@ class RawMcp:
 
     methods: dict[str, Callable[[dict[str, Any]], Any]] = field(default_factory=dict)
     tools: list[dict[str, Any]] = field(default_factory=lambda: [TOOL])
+    errors: dict[str, str] = field(default_factory=dict)  #: what is said in place of a result
     seen: list[tuple[str, dict[str, Any], dict[str, str]]] = field(default_factory=list)
     ids: list[Any] = field(default_factory=list)
 
@@ -231,13 +232,14 @@ class RawMcp:
         self.ids.append(message.get("id"))
         if "id" not in message:
             return Response(status_code=202)
-        result = await self._result(method, params)
-        if isinstance(result, Response):
+        said: dict[str, Any] = {"jsonrpc": "2.0", "id": message["id"]}
+        if method in self.errors:
+            said["error"] = {"code": -32001, "message": self.errors[method]}
+        elif isinstance(result := await self._result(method, params), Response):
             return result
-        return Response(
-            orjson.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}),
-            media_type="application/json",
-        )
+        else:
+            said["result"] = result
+        return Response(orjson.dumps(said), media_type="application/json")
 
     async def _result(self, method: str, params: dict[str, Any]) -> Any:
         if method in self.methods:
