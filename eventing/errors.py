@@ -11,6 +11,8 @@
     │   │   └── JobDeleted      same key, and its job was deleted           409
     │   ├── EventTooLarge       over the broker's size limit                413
     │   └── EventRefused        the broker refused the event for good       400
+    ├── Unauthorized            no credential, or not a valid one           401
+    ├── Forbidden               the credential does not permit it           403
     ├── NotFound                no such object, or another tenant's         404
     ├── NotCached               only-if-cached, and no answer is kept       504
     ├── ObjectGone              its large result is no longer stored        410
@@ -118,6 +120,20 @@ class EventRefused(BadRequest):
     """The broker refused the event for good: a retry would be refused as well."""
 
     code = "refused_by_broker"
+
+
+class Unauthorized(TorporError):
+    """There is no credential, or it is not valid."""
+
+    status = 401
+    code = "unauthorized"
+
+
+class Forbidden(TorporError):
+    """The credential is valid, but lacks the permission."""
+
+    status = 403
+    code = "forbidden"
 
 
 class NotFound(TorporError):

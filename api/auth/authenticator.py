@@ -14,8 +14,8 @@ from typing import Final, Protocol
 from starlette.requests import HTTPConnection
 
 from api.auth.principal import Principal, Scope
-from api.http.errors import Forbidden, Unauthorized
 from eventing.api_key import ApiKey, KeySource, key_id_of
+from eventing.errors import Forbidden, Unauthorized
 from eventing.process.page import page_refusal
 
 _REFUSED: Final = "send a valid key as «Authorization: Bearer ...»"

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from starlette.requests import HTTPConnection
 
-from api.http.errors import Forbidden
+from eventing.errors import Forbidden
 
 
 class Scope(StrEnum):

@@ -2,14 +2,13 @@
 
 BadRequest
 ├── FileQuotaExceeded  the tenant's file quota is full               413
-└── UnsupportedMedia   the content type is not JSON                  415
-TorporError
-├── Unauthorized       no credential, or an invalid one              401
-├── Forbidden          a key without the scope                       403
-└── ReaderCutOff       a live reader that did not keep up            409
+├── UnsupportedMedia   the content type is not JSON                  415
+└── ModelNotFound      no model with that name is served             422
+Forbidden
+└── ModelNotAllowed    a model that the key may not use              403
 """
 
-from eventing.errors import BadRequest, TorporError
+from eventing.errors import BadRequest, Forbidden
 
 
 class FileQuotaExceeded(BadRequest):
@@ -31,20 +30,6 @@ class ModelNotFound(BadRequest):
 
     status = 422
     code = "model_not_found"
-
-
-class Unauthorized(TorporError):
-    """There is no credential, or it is not valid."""
-
-    status = 401
-    code = "unauthorized"
-
-
-class Forbidden(TorporError):
-    """The credential is valid, but lacks the permission."""
-
-    status = 403
-    code = "forbidden"
 
 
 class ModelNotAllowed(Forbidden):

@@ -12,7 +12,6 @@ from typing import Any, Final
 import orjson
 
 from api.auth.principal import Principal, Scope
-from api.http.errors import Forbidden
 from api.job.context_fit import fitted
 from api.job.response.approvals import Answers, carried_by, read_answers
 from api.job.response.request import (
@@ -25,7 +24,7 @@ from api.job.response.request import (
 from api.job.submission import SubmitDeps, keyed_job_id, submit
 from api.job.submit_options import SubmitOptions, parse_submit_options, skip_steps_of
 from api.view.response import RECORD, answer_messages, job_id_of, output_items, record_of
-from eventing.errors import BadRequest, InvalidJob, NotFound
+from eventing.errors import BadRequest, Forbidden, InvalidJob, NotFound
 from eventing.job.cache.cache import directives, parse_cache_control
 from eventing.job.job import KEY, Job, JobId, JobState, Lane, is_job_id
 from eventing.job.plan import TOOLS_STEP

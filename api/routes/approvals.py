@@ -13,7 +13,6 @@ from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from api.auth.principal import Principal, Scope
-from api.http.errors import Forbidden
 from api.http.parameter import CURSOR, LIMIT, Parameter
 from api.openapi.operation import Body
 from api.routes.jobs import json_response, naming, own_job
@@ -21,7 +20,7 @@ from api.routes.route import Call, Routes
 from api.view.items.approval import ApprovalView, ToolServerView, approval_view, server_view
 from api.view.page import CursorPage
 from eventing.broker.tool_calls import ToolCalls
-from eventing.errors import BadRequest, NotFound, WrongState
+from eventing.errors import BadRequest, Forbidden, NotFound, WrongState
 from eventing.job.call.rule import (
     FLAG,
     OBJECT,

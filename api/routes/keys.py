@@ -15,7 +15,6 @@ from typing_extensions import TypedDict
 from api.auth.principal import Scope
 from api.http.body import parse_object
 from api.http.described import described
-from api.http.errors import Forbidden
 from api.openapi.operation import Body
 from api.routes.jobs import json_response
 from api.routes.route import Call, Routes
@@ -30,7 +29,7 @@ from eventing.api_key import (
     rotate,
 )
 from eventing.clock import Clock
-from eventing.errors import BadRequest, InvalidJob, NotFound, WrongState
+from eventing.errors import BadRequest, Forbidden, InvalidJob, NotFound, WrongState
 from eventing.job.call.rule import check, number
 
 

@@ -18,13 +18,12 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from uvicorn.protocols.utils import ClientDisconnected
 
 from api.auth.principal import Authenticator, Principal, Scope
-from api.http.errors import Forbidden
 from api.http.problem import error_response
 from api.job.live import LiveDeps
 from api.limit.open_streams import OpenStreams
 from api.routes.jobs import own_job
 from api.routes.stream import END, job_events, parse_cursor
-from eventing.errors import NotFound, TorporError, Unavailable
+from eventing.errors import Forbidden, NotFound, TorporError, Unavailable
 from eventing.job.job import Job
 from eventing.job.store import JobReader
 from eventing.live.stream_multiplexer import ReaderCutOff

@@ -12,26 +12,12 @@ from typing import Final
 from eventing.broker.settings import BrokerSettings
 from eventing.cloudevent.event import Event
 from eventing.cloudevent.job_event import REQUESTED
-from eventing.errors import TorporError
+from eventing.errors import Forbidden, Unauthorized
 from eventing.job.job import DEFAULT_TENANT, OUR_SOURCES
 from eventing.process.address import is_loopback
 from eventing.process.page import page_refusal
 
 _OUR_TYPES: Final = "dev.torpor."
-
-
-class Unauthorized(TorporError):
-    """The token is wrong."""
-
-    status = 401
-    code = "unauthorized"
-
-
-class Forbidden(TorporError):
-    """The caller needs the token for this event."""
-
-    status = 403
-    code = "forbidden"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

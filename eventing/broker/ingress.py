@@ -13,7 +13,7 @@ from prometheus_client import Counter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from eventing.broker.access import Forbidden, IngressAccess, Unauthorized
+from eventing.broker.access import IngressAccess
 from eventing.broker.intake import Intake
 from eventing.broker.router import Router
 from eventing.cloudevent.event import Event, parse_http
@@ -28,10 +28,12 @@ from eventing.cloudevent.job_event import (
 from eventing.cloudevent.webhook_handshake import handshake
 from eventing.errors import (
     BadRequest,
+    Forbidden,
     IdempotencyConflict,
     JobDeleted,
     NotCached,
     TorporError,
+    Unauthorized,
     Unavailable,
 )
 from eventing.job.cache.cache import CacheRules

@@ -64,6 +64,15 @@ local function read_job(key)
   return job
 end
 
+-- Why a run of a step may write nothing, which is counted where the job goes on without it; nil where it may.
+local function run_refusal(key, job, attempt, plan_version)
+  if not job.state then return 'missing' end
+  if job.state ~= 'queued' and job.state ~= 'in_progress' then return 'terminal' end
+  if job.attempt == attempt and redis.call('HGET', key, 'plan_version') == plan_version then return nil end
+  redis.call('HINCRBY', key, 'fenced', 1)
+  return 'fenced'
+end
+
 -- A job's steps that have begun, in `pipeline`: a line each, of name, status, start, end, runs and detail (JSON, which has no line break).
 local LINE = '^(%S+) (%S+) (%d+) (%d+) (%d+) (.*)$'
 local function step_line(pipeline, name)

@@ -10,12 +10,8 @@
 --       index, number of tokens, ids, delta; then field, value pairs (prepared, prepared_sha, or result, usage, error, cache)
 -- gives 'ok' | 'done' (another run was first) | 'fenced' | 'terminal' | 'missing'
 local job = read_job(KEYS[1])
-if not job.state then return 'missing' end
-if job.state ~= 'queued' and job.state ~= 'in_progress' then return 'terminal' end
-if job.attempt ~= ARGV[2] or redis.call('HGET', KEYS[1], 'plan_version') ~= ARGV[3] then
-  redis.call('HINCRBY', KEYS[1], 'fenced', 1)
-  return 'fenced'
-end
+local refusal = run_refusal(KEYS[1], job, ARGV[2], ARGV[3])
+if refusal then return refusal end
 if job.step ~= ARGV[1] then return 'done' end
 local is_turn = job.step == TOOLS and not job.candidate_state
 if (job.calling or is_turn) and (ARGV[9] == '' or ARGV[12] ~= '') then return 'done' end -- its turn was committed; a failure still ends it

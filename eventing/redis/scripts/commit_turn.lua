@@ -7,12 +7,8 @@
 --       number of queues, prefixes of their keys; number of calls; then for each its JSON and its event, in the same form
 -- gives 'ok' | 'done' (another run was first) | 'fenced' | 'terminal' | 'missing'
 local key, stream, job = KEYS[1], KEYS[2], read_job(KEYS[1])
-if not job.state then return 'missing' end
-if job.state ~= 'queued' and job.state ~= 'in_progress' then return 'terminal' end
-if job.attempt ~= ARGV[2] or redis.call('HGET', key, 'plan_version') ~= ARGV[3] then
-  redis.call('HINCRBY', key, 'fenced', 1)
-  return 'fenced'
-end
+local refusal = run_refusal(key, job, ARGV[2], ARGV[3])
+if refusal then return refusal end
 local turn, now, job_id = cjson.decode(ARGV[7]), now_ms(), string.match(key, '{(.*)}')
 if job.step ~= ARGV[1] or job.calling or not job.candidate_state or turn.number ~= (job.turns or 0) + 1 then return 'done' end
 local take, calls, events = reader(9), {}, {}

@@ -5,12 +5,8 @@
 --       note that it is unpublished, number of queues, prefixes of their keys; number of calls; then for each its place and its event
 -- gives 'ok' | 'done' (no turn is open) | 'fenced' | 'terminal' | 'missing'
 local key, stream, job = KEYS[1], KEYS[2], read_job(KEYS[1])
-if not job.state then return 'missing' end
-if job.state ~= 'queued' and job.state ~= 'in_progress' then return 'terminal' end
-if job.attempt ~= ARGV[2] or redis.call('HGET', key, 'plan_version') ~= ARGV[3] then
-  redis.call('HINCRBY', key, 'fenced', 1)
-  return 'fenced'
-end
+local refusal = run_refusal(key, job, ARGV[2], ARGV[3])
+if refusal then return refusal end
 if job.step ~= ARGV[1] or not job.turns or (job.candidate_state and not job.calling) then return 'done' end
 local now, job_id = now_ms(), string.match(key, '{(.*)}')
 local calling = job.calling and cjson.decode(job.calling)

@@ -7,7 +7,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.routing import Route
 
-from api.http.errors import ModelNotFound, Unauthorized
+from api.http.errors import ModelNotFound
 from api.http.middleware import RequestMiddleware
 from api.http.problem import error_response, problem
 from api.settings import ApiSettings
@@ -18,6 +18,7 @@ from eventing.errors import (
     NotFound,
     StoreUnavailable,
     TorporError,
+    Unauthorized,
     WrongState,
 )
 from eventing.process.body import BodyTooLarge

@@ -8,9 +8,9 @@ from starlette.requests import HTTPConnection
 from api.auth.authenticator import CredentialAuthenticator, Credentials, RememberedKeys, bearer
 from api.auth.principal import Scope
 from api.auth.rules import anonymous_access_warning, startup_error
-from api.http.errors import Forbidden, Unauthorized
 from api.settings import ApiSettings
 from eventing.api_key import SCOPES, ApiKey, key_id_of, mint
+from eventing.errors import Forbidden, Unauthorized
 
 NOW_S = 1_764_000_000
 BROKER = "b" * 48
