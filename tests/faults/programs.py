@@ -159,6 +159,8 @@ class Tuning:
     """The plan of the model, as `pipelines.yaml` has it; none for none."""
     tools: tuple[tuple[str, Any], ...] = ()
     """Tool servers by label, as `tools.yaml` has them; the plan has the steps `list-tools` and `tools` then."""
+    beside: tuple[tuple[str, int], ...] = ()
+    """The servers whose calls are pumped beside them, with the port of the caller there."""
     step_retry: int = 1000
     steps_are_refused: bool = False
     """Deliveries go to the steps process itself: when it is down, the connection is refused. A proxy would take it."""
@@ -233,8 +235,32 @@ def new_broker(
         **tuning.store_env(redis_port),
         "TORPOR_TRIGGERS_FILE": str(folder / "triggers.yaml"),
     }
+    if tuning.beside:
+        env["TORPOR_TRIGGER"] = _pumped_by_broker(tuning)
     health = f"http://127.0.0.1:{port}/readyz"
     return Program(zygote, "eventing.broker.__main__", name, folder, env, health)
+
+
+def _pumped_by_broker(tuning: Tuning) -> str:
+    steps = [step if isinstance(step, str) else step["step"] for step in tuning.steps]
+    elsewhere = {label for label, _ in tuning.beside}
+    calls = [f"tool-{label}" for label, _ in tuning.tools if label not in elsewhere]
+    return ",".join([QUEUE, "plans", *(f"step-{name}" for name in steps), *calls])
+
+
+def new_pump(
+    zygote: Zygote, folder: Path, tuning: Tuning, redis_port: int, queue: str, name: str
+) -> Program:
+    """The pump of one queue, as it stands beside its subscriber."""
+    port = free_port()
+    env = {
+        **tuning.store_env(redis_port),
+        "TORPOR_TRIGGERS_FILE": str(folder / "triggers.yaml"),
+        "TORPOR_TRIGGER": queue,
+        "TORPOR_METRICS_PORT": str(port),
+        "TORPOR_DRAIN_GRACE_S": "60",
+    }
+    return Program(zygote, "eventing.pump", name, folder, env, f"http://127.0.0.1:{port}/readyz")
 
 
 def _triggers(tuning: Tuning, delivery_port: int, steps_port: int) -> str:
@@ -252,7 +278,8 @@ def _triggers(tuning: Tuning, delivery_port: int, steps_port: int) -> str:
         made.append(_trigger(tuning, f"step-{name}", wanted, steps_port, tuning.step_retry))
     for label, _ in tuning.tools:
         wanted = {"type": CALLED, "toolserver": label}
-        made.append(_trigger(tuning, f"tool-{label}", wanted, steps_port, tuning.step_retry))
+        port = dict(tuning.beside).get(label, steps_port)
+        made.append(_trigger(tuning, f"tool-{label}", wanted, port, tuning.step_retry))
     return "\n---\n".join(made)
 
 

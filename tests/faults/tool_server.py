@@ -2,6 +2,7 @@
 ledger of what it was asked to do.
 """
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -20,6 +21,7 @@ class ToolServer:
 
     port: int = 0
     sends: Counter[str] = field(default_factory=Counter)
+    gate: asyncio.Event | None = None  #: answers wait for it
 
     @property
     def url(self) -> str:
@@ -30,6 +32,8 @@ class ToolServer:
         if event.type != CALLED:
             return web.Response(status=202)
         self.sends[event.id] += 1
+        if self.gate is not None:
+            await self.gate.wait()
         call = orjson.loads(event.data)
         said = {"content": [{"type": "text", "text": f"of {call['arguments']}"}], "isError": False}
         returned = Event(
@@ -44,14 +48,14 @@ class ToolServer:
 
 
 @asynccontextmanager
-async def tool_server() -> AsyncIterator[ToolServer]:
+async def tool_server(port: int = 0) -> AsyncIterator[ToolServer]:
     """One that listens."""
     server, app = ToolServer(), web.Application()
     app.router.add_post("/", server.answer)
     runner = web.AppRunner(app)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, "127.0.0.1", 0)
+        site = web.TCPSite(runner, "127.0.0.1", port)
         await site.start()
         server.port = runner.addresses[0][1]
         yield server
