@@ -298,6 +298,28 @@ class TestFloods:
         assert (reads[0].state, reads[0].is_error) == (CallState.RETURNED, 0)
         assert reads[1].is_error == 1
 
+    async def test_an_mcp_result_of_100_mib_in_a_stream_is_a_cut_result_and_no_doubt(
+        self, redis: Redis, tmp_path: Path
+    ) -> None:
+        async def flood() -> AsyncIterator[bytes]:
+            yield b'event: message\ndata: {"jsonrpc": "2.0", "result": "'
+            for _ in range(400):
+                yield b"x" * (256 * 1024)
+
+        raw = RawMcp()
+        stream = "text/event-stream"
+        raw.methods["tools/call"] = lambda _: StreamingResponse(flood(), media_type=stream)
+        async with (
+            listening(raw.app()) as url,
+            tool_process(redis, tmp_path, config(url)) as process,
+        ):
+            await process.begin({}, {**BOUND})
+            await process.generate(("a__do", {}))
+            assert await process.deliver("tool-a") == [200]
+            (call,) = await process.calls()
+        assert (call.state, call.output_bytes) == (CallState.RETURNED, 10 * 1024 * 1024)
+        assert len(raw.called()) == 1
+
     async def test_a_list_that_pages_for_ever_ends_with_a_named_reason(
         self, redis: Redis, tmp_path: Path
     ) -> None:

@@ -44,7 +44,7 @@ class Exchange(httpx2.AsyncBaseTransport):
     dialled; `headers` go to `origin` alone; at most `limit_bytes` are read.
 
     `arm` is called before the request that must not be repeated: from then on `began` says whether bytes of it may
-    have left, and `status` how it was answered.
+    have left, `status` how it was answered, and `is_cut` whether more was answered than is read.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Exchange(httpx2.AsyncBaseTransport):
             network_backend=_CheckedBackend(allowed),
         )
         self.kept: list[bytes] = []
+        self.is_cut = False
         self.began = False
         self.status = 0
 
@@ -129,6 +130,7 @@ class Exchange(httpx2.AsyncBaseTransport):
         self.kept.append(kept)
         self._left_bytes -= len(kept)
         if len(kept) < len(part):
+            self.is_cut = True
             raise TooLong(self.kept)
 
     async def aclose(self) -> None:

@@ -199,6 +199,8 @@ class McpClient:
         """What the failure of a call says: an answer, or one of the three exceptions."""
         if isinstance(error, NotSent | Refused | InDoubt):
             raise error
+        if exchange.began and exchange.is_cut:  # of a stream the SDK says only that it was closed
+            return Result(cut=tuple(exchange.kept))
         if isinstance(error, TargetRefused) and not exchange.began:
             raise Refused("address_refused", str(error)) from None
         if isinstance(error, MCPError) and error.code == UNSUPPORTED_PROTOCOL_VERSION:
@@ -282,8 +284,6 @@ def _exchange(target: Target, limit_bytes: int) -> Exchange:
 def _answered(error: BaseException, status: int) -> Answer | None:
     """What the server said where the call failed after it left; None where it said nothing that counts."""
     match error:
-        case TooLong(kept=kept):
-            return Result(cut=tuple(kept))
         case Redirected():
             return error_result("The tool server redirects, which is not followed.")
         case MCPError(code=code, message=message) if (
