@@ -149,10 +149,10 @@ async def decide_call(call: Call[ApprovalDeps]) -> Response:
     with naming(job):
         _check_approver(call.deps, call.principal, job)
         asked = _call_of(job, path["approval_id"])
-        if job.state.is_terminal:
-            raise WrongState(f"the job is {job.state}: its calls are not decided any more")
         if asked.approval_id != path["approval_id"] or not asked.state.is_waiting_for_person:
             return json_response(approval_view(job.id, asked))  # it was decided before
+        if job.state.is_terminal:
+            raise WrongState(f"the job is {job.state}: its calls are not decided any more")
         approver = call.principal.key_id or "anonymous"
         status, decided = await call.deps.calls.decide(
             job, asked, decision_of(asked, body, approver)

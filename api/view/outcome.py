@@ -14,12 +14,12 @@ from eventing.job.call.moderation import MODERATION, MODERATION_URL
 from eventing.job.call.reasoning import choice_with_both_names
 from eventing.job.job import CHAT_URLS, Job, JobState
 from eventing.job.moderation.inline import moderation_of
-from eventing.job.plan import GROUND_STEP
+from eventing.job.plan import GROUND_STEP, TOOLS_STEP
 
 _CALLERS_FAULT: Final = frozenset(
     {
         *("bad_request", "invalid_job", "invalid_request", "model_not_found"),
-        *("context_length_exceeded", "result_too_large"),
+        *("context_length_exceeded", "result_too_large", "approval_required"),
     }
 )
 _UNASKED: Final = {"prompt_logprobs": None, "prompt_token_ids": None}
@@ -43,8 +43,19 @@ class CallFailed(TorporError):
         self.code = code  # type: ignore[misc]
 
 
+_ONCE: Final = {"x-should-retry": "false"}
+"""To OpenAI's clients, which ask again by themselves after a 5xx: a new job would call its tools another time."""
+
+
 def failure_of(job: Job) -> TorporError | None:
     """Why the ended `job` has no answer; None when it has one."""
+    failure = _failure_of(job)
+    if failure is not None and any(call.sends for turn in job.turns for call in turn.calls):
+        failure.headers = _ONCE
+    return failure
+
+
+def _failure_of(job: Job) -> TorporError | None:
     if job.state in (JobState.COMPLETED, JobState.INCOMPLETE) and job.result is not None:
         return None
     if job.state is JobState.CANCELLED:
@@ -61,7 +72,10 @@ def failure_of(job: Job) -> TorporError | None:
 
 def still_running(job: Job) -> CallFailed:
     """The call was held for the longest time allowed; the job goes on."""
-    return CallFailed(f"still running; see /v1/jobs/{job.id}", 504, "still_running")
+    failure = CallFailed(f"still running; see /v1/jobs/{job.id}", 504, "still_running")
+    if job.plan is not None and job.plan.step(TOOLS_STEP) is not None:
+        failure.headers = _ONCE
+    return failure
 
 
 def answer_of(job: Job) -> Mapping[str, Any]:

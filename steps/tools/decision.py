@@ -246,7 +246,7 @@ class _Decision:
             return call
         if self._settings.on_approval is OnApproval.FAIL:
             raise ApprovalImpossible(
-                f"the call of {call.name:.100} needs an approval ({why}), which a batch cannot wait for"
+                f"the call of {call.name:.100} needs an approval ({why}), and no one can be asked here"
             )
         return replace(
             call,

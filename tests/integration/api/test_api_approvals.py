@@ -177,6 +177,15 @@ async def test_a_question_may_be_declined(rig: Rig) -> None:
     assert orjson.loads(call.answer) == {"who": {"action": "decline"}}
 
 
+async def test_a_decision_that_comes_again_gets_the_first_after_the_jobs_end_too(rig: Rig) -> None:
+    loop = await waiting(rig, SEND)
+    await rig.client.post(place_of(loop), json={"approve": False, "reason": "no"})
+    await rig.client.delete(f"/v1/jobs/{loop.job_id}")
+    again = await rig.client.post(place_of(loop), json={"approve": True})
+
+    assert (again.status_code, again.json()["state"]) == (200, "denied")
+
+
 async def test_what_is_not_there_or_not_open_is_refused_by_name(rig: Rig) -> None:
     loop = await waiting(rig, SEND)
     other = await waiting(rig, SEND)

@@ -8,8 +8,8 @@ import orjson
 import pytest
 
 from api.view.chunk import Chunker, Restarted
-from api.view.outcome import answer_of
-from eventing.job.job import Job, JobId, JobRequest, JobState
+from api.view.outcome import answer_of, failure_of, still_running
+from eventing.job.job import Job, JobError, JobId, JobRequest, JobState
 from eventing.job.plan import TOOLS_STEP, Plan, PlannedStep
 from eventing.job.stream import EntryKind, StreamEntry
 from eventing.job.tools.call import CallState, ToolCall, Turn
@@ -138,3 +138,24 @@ def test_a_turn_that_ends_its_job_is_not_told_twice() -> None:
     ended = replace(ended, result={"choices": [{"index": 0, "message": dict(said)}]})
 
     assert answer_of(ended)["choices"][0]["message"]["content"] == "I look."
+
+
+def test_a_client_is_told_not_to_ask_again_for_what_has_called_a_tool() -> None:
+    failed = replace(
+        job(), state=JobState.FAILED, result=None, error=JobError(code="lost", message="lost")
+    )
+    failure, plain = failure_of(failed), failure_of(replace(failed, turns=()))
+
+    assert failure is not None
+    assert plain is not None
+    assert (failure.headers, plain.headers) == ({"x-should-retry": "false"}, {})
+    assert still_running(failed).headers == {"x-should-retry": "false"}
+    assert still_running(replace(failed, plan=None)).headers == {}
+
+
+def test_a_chat_whose_call_needs_an_approval_is_refused_and_not_broken() -> None:
+    error = JobError(code="approval_required", message="the call of mail__send needs an approval")
+    refusal = failure_of(replace(job(), state=JobState.FAILED, result=None, error=error))
+
+    assert refusal is not None
+    assert (refusal.status, refusal.code) == (400, "approval_required")
