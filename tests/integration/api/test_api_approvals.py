@@ -285,7 +285,7 @@ async def test_a_function_says_how_far_it_is_with_the_token_that_its_result_will
 
     assert [each.status_code for each in found] == [403, 403, 200, 200]
     assert [each.json()["is_noted"] for each in found[2:]] == [True, False]
-    assert [each.status_code for each in (*refused, taken, late)] == [400, 422, 422, 200, 403]
+    assert [each.status_code for each in (*refused, taken, late)] == [400, 422, 422, 200, 409]
     (call,) = (await loop.job()).turns[0].calls
     assert orjson.loads(call.progress) == body
 
