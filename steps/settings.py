@@ -78,7 +78,9 @@ class StepsSettings(SealingSettings, PriceSettings, EmbeddingSettings):
     @model_validator(mode="after")
     def _knows_its_tool_server(self) -> Self:
         if self.tool_server and self.tool_server not in self.tools.servers:
-            raise ValueError(f"tool_server: the tools file has no server {self.tool_server!r:.40}")
+            raise ValueError(
+                f"TORPOR_TOOL_SERVER: the tools file has no server {self.tool_server!r:.40}"
+            )
         return self
 
     @property

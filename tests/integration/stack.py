@@ -173,3 +173,23 @@ def openai_client(stack: LocalStack) -> OpenAI:
     """OpenAI's client for the stack; it tries nothing again."""
     url = stack.addresses["api"] + "/v1"
     return OpenAI(base_url=url, api_key="none", timeout=120, max_retries=0)
+
+
+def torpor(stack: LocalStack, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [TORPOR, *arguments, "--data-dir", str(stack.folder)],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def up(folder: Path, *flags: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    base = [TORPOR, "up", "--engine", "seeded", "--port", "0", "--broker-port", "0"]
+    return subprocess.run(
+        [*base, "--data-dir", str(folder), *flags],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+    )

@@ -9,9 +9,7 @@ import pytest
 
 from eventing.job.job import JobId
 from eventing.redis import keys
-from tests.integration.api.conftest import Rig
-from tests.integration.api.fakes import chat_result
-from tests.integration.api.test_batch_runners import (
+from tests.integration.api.batch_rig import (
     LateClock,
     ended,
     entries,
@@ -21,6 +19,8 @@ from tests.integration.api.test_batch_runners import (
     start,
     time_passes,
 )
+from tests.integration.api.conftest import Rig
+from tests.integration.api.fakes import chat_result
 
 LONG = "many words, " * 10_000
 

@@ -3,12 +3,9 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
-import httpx
 import orjson
 import pytest
 from redis.asyncio import Redis
@@ -17,92 +14,28 @@ from api.auth.principal import Principal
 from api.batch import run as batch_run
 from api.batch import runner as batch_runner
 from api.batch import store as batch_store
-from api.batch.batch import Batch, BatchStatus, parse_batch
+from api.batch.batch import Batch, BatchStatus
 from api.batch.store import BatchStore
 from api.job.submission import keyed_job_id, submit_line
-from eventing.clock import Clock, SystemClock
 from eventing.job.job import JobId
 from eventing.redis import keys
-from eventing.store.file_store import FileCard, FileStore, new_file_id
+from eventing.store.file_store import FileCard, FileStore
+from tests.integration.api.batch_rig import (
+    FINAL,
+    LateClock,
+    adds_up,
+    ended,
+    entries,
+    lines,
+    look,
+    put_back,
+    running,
+    start,
+    time_passes,
+    told,
+)
 from tests.integration.api.conftest import Rig, chat_line
 from tests.integration.api.fakes import FakeEngine, FakePredictor, chat_result
-
-URL = "/v1/chat/completions"
-FINAL = ("completed", "failed", "cancelled", "expired")
-
-
-def lines(count: int) -> bytes:
-    made = (orjson.dumps(chat_line(f"q{n}", custom_id=f"c{n}")) for n in range(1, count + 1))
-    return b"\n".join(made)
-
-
-async def start(rig: Rig, body: bytes, **call: Any) -> str:
-    form = {"file": ("in.jsonl", body), "purpose": (None, "batch")}
-    uploaded = await rig.client.post("/v1/files", files=form)
-    assert uploaded.status_code == 200, uploaded.text
-    wanted = {"endpoint": URL, "completion_window": "24h", "input_file_id": uploaded.json()["id"]}
-    made = await rig.client.post("/v1/batches", json=wanted | call)
-    assert made.status_code == 200, made.text
-    return str(made.json()["id"])
-
-
-@asynccontextmanager
-async def running(rig: Rig, clock: Clock | None = None) -> AsyncIterator[None]:
-    """One runner, until the block ends; ended as a crash would end it."""
-    deps = replace(rig.parts.batches, clock=clock or rig.parts.clock)
-    async with asyncio.TaskGroup() as group:
-        task = group.create_task(batch_runner.run(deps, turn_s=0.02))
-        yield
-        task.cancel()
-
-
-async def look(rig: Rig, batch_id: str) -> dict[str, Any]:
-    seen: dict[str, Any] = (await rig.client.get(f"/v1/batches/{batch_id}")).json()
-    return seen
-
-
-async def ended(rig: Rig, batch_id: str) -> dict[str, Any]:
-    async with asyncio.timeout(60):
-        while (seen := await look(rig, batch_id))["status"] not in FINAL:
-            await asyncio.sleep(0.05)
-    return seen
-
-
-async def entries(rig: Rig, file_id: str | None) -> list[dict[str, Any]]:
-    if file_id is None:
-        return []
-    text = (await rig.client.get(f"/v1/files/{file_id}/content")).text
-    return [orjson.loads(line) for line in text.splitlines()]
-
-
-async def told(rig: Rig, batch: dict[str, Any]) -> Counter[str]:
-    """How often each line stands in the result files."""
-    both = await entries(rig, batch["output_file_id"]) + await entries(rig, batch["error_file_id"])
-    return Counter(entry["custom_id"] for entry in both)
-
-
-def adds_up(batch: dict[str, Any], output: Sequence[Any], errors: Sequence[Any]) -> bool:
-    counts = batch["request_counts"]
-    return (counts["completed"], counts["failed"]) == (len(output), len(errors))
-
-
-async def time_passes(rig: Rig) -> None:
-    """Until the claims of the dead have lapsed."""
-    for member in await rig.store.redis.zrange(keys.ACTIVE_BATCHES, 0, -1):
-        await rig.store.redis.zadd(keys.ACTIVE_BATCHES, {member: 1})
-
-
-async def put_back(redis: Redis, name: str, record: dict[bytes, bytes]) -> None:
-    """The record as it was: what a store that lost its last second has."""
-    async with redis.pipeline(transaction=True) as pipe:
-        await pipe.delete(name).hset(name, mapping=record).execute()
-
-
-class LateClock(SystemClock):
-    """A day and an hour later than everybody else's."""
-
-    def wall_ms(self) -> int:
-        return super().wall_ms() + 25 * 3600 * 1000
 
 
 async def test_a_runner_that_waits_reads_no_prompt_and_no_answer(rig: Rig) -> None:
@@ -404,267 +337,3 @@ async def test_lines_whose_jobs_are_gone_with_the_input_file_are_told_so(rig: Ri
 
     errors = await entries(rig, batch["error_file_id"])
     assert [entry["error"]["code"] for entry in errors] == ["result_expired"] * 5
-
-
-async def test_two_claims_after_a_failover_have_two_epochs(rig: Rig) -> None:
-    batches, batch_id = rig.parts.batches.batches, await start(rig, lines(1))
-    name = keys.batch(batch_id)
-    before = await rig.store.redis.hgetall(name)
-    ((_, first),) = await batches.claim(1)
-    await put_back(rig.store.redis, name, before)
-    await time_passes(rig)
-    ((_, second),) = await batches.claim(1)
-
-    record = await batches.get(batch_id)
-    assert not await batches.save(record, first)
-    assert await batches.save(record, second)
-
-
-async def test_one_broken_batch_does_not_stop_the_others(
-    rig: Rig, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    broken, good = await start(rig, lines(1)), await start(rig, lines(2))
-    run = batch_run.BatchRun.run
-
-    async def breaks(self: batch_run.BatchRun) -> None:
-        if self._batch.id == broken:
-            raise RuntimeError("a bug")
-        await run(self)
-
-    monkeypatch.setattr(batch_run.BatchRun, "run", breaks)
-    async with running(rig):
-        batch = await ended(rig, good)
-
-    assert batch["status"] == "completed"
-
-
-async def test_batches_of_a_tenant_that_wait_leave_room_for_anothers(
-    rig: Rig, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its lines never end; those of another tenant do."""
-    engine_takes = rig.broker.on_event
-    rig.broker.on_event = lambda event: None
-    monkeypatch.setattr(batch_runner, "_BATCHES_AT_ONCE", 8)
-    busy = [await stored(rig, new_batch("busy", await file_of(rig, "busy"))) for _ in range(10)]
-    async with running(rig):
-        while len(rig.broker.events) < 4:
-            await asyncio.sleep(0.01)
-        rig.broker.on_event = engine_takes
-        other = await stored(rig, new_batch("other", await file_of(rig, "other")))
-        async with asyncio.timeout(60):
-            while not (await rig.parts.batches.batches.get(other)).status.is_final:
-                await asyncio.sleep(0.05)
-        waiting = [await rig.parts.batches.batches.get(each) for each in busy]
-
-    assert not any(batch.status.is_final for batch in waiting)
-
-
-async def file_of(rig: Rig, tenant: str) -> str:
-    files = rig.parts.batches.files
-    card = files.new_card(tenant, "in", "batch", new_file_id())
-    await files.write_part(tenant, card.id, "part", lines(1))
-    await files.publish(replace(card, bytes=len(lines(1)), parts=("part",)))
-    return card.id
-
-
-def new_batch(tenant: str, input_file_id: str) -> Batch:
-    return Batch(
-        id=f"batch_{random.randbytes(12).hex()}",
-        tenant=tenant,
-        endpoint=URL,
-        input_file_id=input_file_id,
-        output_file_id=new_file_id(),
-        error_file_id=new_file_id(),
-        created_at=SystemClock().wall_ms() // 1000,
-    )
-
-
-async def stored(rig: Rig, batch: Batch) -> str:
-    return (await rig.parts.batches.batches.create(batch)).id
-
-
-async def test_a_runner_never_meets_a_batch_that_is_half_recorded(rig: Rig) -> None:
-    """Created and claimed at once, many times: each is claimed, none is dropped."""
-    batches, claimed = rig.parts.batches.batches, set[str]()
-
-    async def claim() -> None:
-        while len(claimed) < 100:
-            claimed.update(batch_id for batch_id, _ in await batches.claim(10))
-
-    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
-        for _ in range(3):
-            group.create_task(claim())
-        made = [await stored(rig, new_batch("t", "file")) for _ in range(100)]
-
-    assert claimed == set(made)
-    assert len(await batches.list("t")) == 100
-
-
-async def test_a_list_is_pruned_with_its_records(rig: Rig) -> None:
-    batches, index = rig.parts.batches.batches, keys.batches_of("t")
-    gone, kept = [await stored(rig, new_batch("t", "file")) for _ in range(2)]
-    old = replace(new_batch("t", "file"), created_at=1_600_000_000)
-    await stored(rig, old)
-    await rig.store.redis.delete(keys.batch(gone))
-
-    await stored(rig, newest := new_batch("t", "file"))
-    listed = {batch.id for batch in await batches.list("t")}
-
-    assert listed == {kept, newest.id}
-    assert await rig.store.redis.zcard(index) == 2
-    assert await rig.store.redis.ttl(index) > 0
-    assert await rig.store.redis.ttl(keys.batch(kept)) > 0
-
-
-async def test_a_cancel_of_a_deleted_batch_leaves_no_record(rig: Rig) -> None:
-    batch_id = await stored(rig, new_batch("t", "file"))
-    await rig.store.redis.delete(keys.batch(batch_id))
-
-    await rig.parts.batches.batches.ask_to_cancel(batch_id)
-
-    assert not await rig.store.redis.exists(keys.batch(batch_id))
-
-
-def test_a_record_of_a_newer_version_is_read() -> None:
-    record = orjson.loads(replace(new_batch("t", "f"), status=BatchStatus.VALIDATING).to_json())
-    record |= {
-        "colour": "blue",
-        "running": [{"number": 1, "custom_id": "a", "job_id": "j", "x": 1}],
-    }
-
-    assert parse_batch(orjson.dumps(record)).running[0].custom_id == "a"
-
-
-async def test_a_file_of_which_no_line_can_run_is_a_failed_batch(
-    rig: Rig, engine: FakeEngine
-) -> None:
-    body = b"\n".join(orjson.dumps(chat_line(model="nobody", custom_id=f"c{n}")) for n in range(30))
-    batch_id = await start(rig, body)
-    async with running(rig):
-        batch = await ended(rig, batch_id)
-
-    errors = await entries(rig, batch["error_file_id"])
-    assert batch["status"] == "failed"
-    assert batch["request_counts"] == {"total": 30, "completed": 0, "failed": 30}
-    assert [error["line"] for error in batch["errors"]["data"]] == list(range(1, 21))
-    assert {error["code"] for error in batch["errors"]["data"]} == {"model_not_found"}
-    assert len(errors) == 30
-
-
-async def test_a_batch_shows_its_model_and_usage(rig: Rig, engine: FakeEngine) -> None:
-    batch_id = await start(rig, lines(3))
-    async with running(rig):
-        batch = await ended(rig, batch_id)
-
-    assert batch["model"] == "m"
-    assert batch["usage"] == {
-        "input_tokens": 21,
-        "input_tokens_details": {"cached_tokens": 0},
-        "output_tokens": 9,
-        "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": 30,
-    }
-
-
-async def test_a_file_as_excel_writes_it_is_answered_under_its_own_names(
-    rig: Rig, engine: FakeEngine
-) -> None:
-    body = b"\xef\xbb\xbf" + lines(3).replace(b"\n", b"\r\n") + b"\r\n\r\n"
-    batch_id = await start(rig, body)
-    async with running(rig):
-        batch = await ended(rig, batch_id)
-
-    assert batch["status"] == "completed"
-    assert await told(rig, batch) == Counter(["c1", "c2", "c3"])
-
-
-async def test_results_expire_when_the_batch_says(rig: Rig, engine: FakeEngine) -> None:
-    wish = {"anchor": "created_at", "seconds": 7200}
-    batch_id = await start(rig, lines(1), output_expires_after=wish)
-    async with running(rig):
-        batch = await ended(rig, batch_id)
-
-    card = (await rig.client.get(f"/v1/files/{batch['output_file_id']}")).json()
-    assert card["expires_at"] == card["created_at"] + 7200
-
-
-@pytest.mark.parametrize(
-    ("change", "param"),
-    [
-        pytest.param({"metadata": {"a": 1}}, "metadata.a", id="a number"),
-        pytest.param({"metadata": {"k" * 65: "x"}}, f"metadata.{'k' * 64}", id="a long name"),
-        pytest.param({"metadata": {"k": "x" * 513}}, "metadata.k", id="a long text"),
-        pytest.param(
-            {"output_expires_after": {"anchor": "now", "seconds": 7200}},
-            "output_expires_after.anchor",
-            id="anchor",
-        ),
-    ],
-)
-async def test_a_call_that_can_never_run_names_what_is_wrong(
-    rig: Rig, change: dict[str, Any], param: str
-) -> None:
-    form = {"file": ("in.jsonl", lines(1)), "purpose": (None, "batch")}
-    file_id = (await rig.client.post("/v1/files", files=form)).json()["id"]
-    call = {"input_file_id": file_id, "endpoint": URL, "completion_window": "24h"}
-
-    answer: httpx.Response = await rig.client.post("/v1/batches", json=call | change)
-
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
-
-
-def responses(*bodies: dict[str, Any]) -> bytes:
-    return b"\n".join(
-        orjson.dumps({"custom_id": f"c{n}", "url": "/v1/responses", "body": {"model": "m"} | body})
-        for n, body in enumerate(bodies, 1)
-    )
-
-
-async def test_a_batch_of_responses_gives_response_objects(rig: Rig, engine: FakeEngine) -> None:
-    wanted = {"input": "hi", "instructions": "be brief", "metadata": {"a": "1"}}
-    batch_id = await start(rig, responses(wanted, {"input": "ho"}), endpoint="/v1/responses")
-    async with running(rig):
-        batch = await ended(rig, batch_id)
-
-    bodies = {
-        entry["custom_id"]: entry["response"]["body"]
-        for entry in await entries(rig, batch["output_file_id"])
-    }
-    first = bodies["c1"]
-    assert (batch["status"], batch["model"], len(bodies)) == ("completed", "m", 2)
-    assert (first["object"], first["status"], first["instructions"]) == (
-        "response",
-        "completed",
-        "be brief",
-    )
-    assert first["metadata"] == {"a": "1"}
-    assert first["output"][-1]["content"][0]["text"] == engine.answer
-    assert (await rig.client.get(f"/v1/responses/{first['id']}")).json() == first
-
-
-async def test_a_batchs_response_goes_on_from_an_earlier_one(rig: Rig, engine: FakeEngine) -> None:
-    earlier = await rig.client.post("/v1/responses", json={"model": "m", "input": "one"})
-    body = responses({"input": "two", "previous_response_id": earlier.json()["id"]})
-    batch_id = await start(rig, body, endpoint="/v1/responses")
-    async with running(rig):
-        await ended(rig, batch_id)
-
-    said = [message["content"] for message in engine.played[-1].request.body["messages"]]
-    assert said == ["one", engine.answer, "two"]
-
-
-async def test_a_response_that_can_never_run_names_the_field_of_its_line(
-    rig: Rig, engine: FakeEngine
-) -> None:
-    unknown = {"input": "x", "previous_response_id": "resp_" + "0" * 24}
-    body = responses({"input": "ok"}, {"input": 7}, unknown, {"input": "x", "metadata": {"a": 1}})
-    batch_id = await start(rig, body, endpoint="/v1/responses")
-    async with running(rig):
-        batch = await ended(rig, batch_id)
-
-    refused = await entries(rig, batch["error_file_id"])
-    assert {entry["custom_id"]: entry["error"]["param"] for entry in refused} == {
-        "c2": "body.input",
-        "c3": "body.previous_response_id",
-        "c4": "body.metadata.a",
-    }

@@ -45,6 +45,7 @@ TEXTS = {
     "oidc_issuer": "example.com",
     "oidc_jwks_url": "ftp://example.com/jwks",
     "delivery_token": "to ken",
+    "tool_server": "nobody's",
     "upstream_url": "ftp://example.com",
     "verifier_token": "to ken",
     "guard_token": "to ken",
