@@ -138,9 +138,12 @@ async def stack(folder: Path) -> AsyncIterator[tuple[aiohttp.ClientSession, Tool
         made = await asyncio.to_thread(entered.__enter__)
         try:
             watching = asyncio.ensure_future(watch.run(made.at.redis))
-            async with aiohttp.ClientSession(made.at.api) as http:
-                yield http, tools, watch
-            watching.cancel()
+            try:
+                async with aiohttp.ClientSession(made.at.api) as http:
+                    yield http, tools, watch
+            finally:
+                watching.cancel()
+                await asyncio.gather(watching, return_exceptions=True)
         finally:
             await asyncio.to_thread(entered.__exit__, None, None, None)
 
@@ -167,7 +170,9 @@ def turn(kind: str, *arguments: dict[str, Any]) -> dict[str, Any]:
 def phases_ms(times: Sequence[tuple[float, str]]) -> list[dict[str, float]]:
     """Milliseconds of each phase, for each whole turn of one job with one call a turn."""
     wanted = {name for _, *names in (*PHASES, ENGINE) for name in names}
-    marks = [(at_s, name) for at_s, name in sorted(times) if name in wanted]
+    every = [(at_s, name) for at_s, name in sorted(times) if name in wanted]
+    following = [name for _, name in every[1:]] + [""]
+    marks = [each for each, after in zip(every, following, strict=True) if each[1] != after]
     order = ["finish", "commit_turn", "send_call", "asked", "answered", "return_call", "acquire"]
     found = []
     begins = [number for number, (_, name) in enumerate(marks) if name == "finish"]
