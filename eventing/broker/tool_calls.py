@@ -13,7 +13,7 @@ import structlog
 
 from eventing.broker.intake import Route
 from eventing.cloudevent.event import Event
-from eventing.cloudevent.job_event import request_event
+from eventing.cloudevent.job_event import TURN, request_event
 from eventing.cloudevent.tool_event import called_event
 from eventing.errors import BadRequest, Unavailable
 from eventing.job.job import Job
@@ -41,7 +41,7 @@ class ToolCalls:
         """
         events = pending_events(job, turn)
         sent = {place: self._route.publication(event) for place, event in events.items()}
-        following = next_turn_event(job)
+        following = next_turn_event(job, turn.number)
         status = await self.store.commit_turn(run, turn, sent, self._route.publication(following))
         if status is AdvanceStatus.OK:
             self._recorded(job, [following] if turn.is_done else list(events.values()))
@@ -56,7 +56,7 @@ class ToolCalls:
             if not (call.state.is_final or call.state.is_waiting_for_person)
         }
         sent = {place: self._route.publication(event) for place, event in events.items()}
-        following = next_turn_event(job)
+        following = next_turn_event(job, turn.number)
         status = await self.store.queue_calls(run, sent, self._route.publication(following))
         if status is AdvanceStatus.OK:
             self._recorded(job, [following] if turn.is_done else list(events.values()))
@@ -66,7 +66,7 @@ class ToolCalls:
         self, job: Job, turn: int, place: int, key: str, reason: str
     ) -> ReturnStatus:
         """The delivery of a call was given up by its broker."""
-        following = next_turn_event(job)
+        following = next_turn_event(job, turn)
         status = await self.store.give_up_call(
             job.id, turn, place, key, reason, self._route.publication(following)
         )
@@ -76,7 +76,7 @@ class ToolCalls:
 
     async def returned(self, job: Job, call: ToolCall, send: int, end: CallEnd) -> ReturnStatus:
         """Store how a send ended; the last of a turn queues the next one."""
-        following = next_turn_event(job)
+        following = next_turn_event(job, call.turn)
         status = await self.store.return_call(
             job.id, call.turn, call.place, send, end, self._route.publication(following)
         )
@@ -89,7 +89,7 @@ class ToolCalls:
     ) -> tuple[ReturnStatus, ToolCall | None]:
         """Take a person's decision once; the call is queued, or the next turn, in the same script."""
         asked = called_event(job, epoch_of(job, call), replace(call, state=CallState.PENDING))
-        following = next_turn_event(job)
+        following = next_turn_event(job, call.turn)
         status, decided = await self.store.decide(
             job.id,
             call.approval_id,
@@ -108,7 +108,7 @@ class ToolCalls:
         job = await self.store.get(late.job_id, with_result=False)
         if job is None:
             return False
-        following = next_turn_event(job)
+        following = next_turn_event(job, late.call.turn)
         publication = self._route.publication(following)
         status, _ = await self.store.decide(
             job.id, late.call.approval_id, _NO_ANSWER, turn=publication
@@ -162,8 +162,9 @@ def epoch_of(job: Job, call: ToolCall) -> int:
     return next((turn.epoch for turn in job.turns if turn.number == call.turn), 0)
 
 
-def next_turn_event(job: Job) -> Event:
-    """The event that brings the job to its predictor for its next turn. The turns themselves are in the record, which
-    the predictor reads.
+def next_turn_event(job: Job, turn: int) -> Event:
+    """The event that brings the job to its predictor for the turn after `turn`. The turns themselves are in the record,
+    which the predictor reads.
     """
-    return request_event(replace(job, step="", turns=()))
+    event = request_event(replace(job, step="", turns=()))
+    return replace(event, extensions={**event.extensions, TURN: str(turn + 1)})

@@ -40,6 +40,9 @@ REQUEST_TYPES: Final = (REQUESTED, PLANNED, PREPARED)
 STEP: Final = "step"
 """The extension with the name of the next step."""
 
+TURN: Final = "turn"
+"""The extension with the number of a later turn of a job: its record has the turns before."""
+
 CACHE_CONTROL: Final = "cachecontrol"
 """Extension with the caller's directives, as in the header `Cache-Control`."""
 FALLBACK: Final = "fallback"

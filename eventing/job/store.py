@@ -149,6 +149,7 @@ class LeaseStatus(StrEnum):
 
     OK = "ok"  #: still ours
     VALIDATING = "validating"  #: the answer is kept, for the steps that judge it
+    STEP_QUEUED = "step_queued"  #: the same, and the event of the first of them is in its queues
     FENCED = "fenced"  #: a newer attempt runs, or the job was given back
     HELD = "held"  #: another owner runs it
     TERMINAL = "terminal"  #: the job has ended (cancelled, say)
@@ -185,6 +186,9 @@ class Ending:
     cache: CacheUse | None = None
     gpu_ms: int = 0
     incomplete: str = ""
+    following: bytes = (
+        b""  #: the event of the first step after the predictor, where its writer has it
+    )
 
 
 class ReleaseReason(StrEnum):

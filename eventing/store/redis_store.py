@@ -252,12 +252,13 @@ class RedisStore:
     async def _end(
         self, script: str, job_id: JobId, args: Sequence[Argument], ending: Ending
     ) -> LeaseStatus:
-        """Run a script that ends a job; again with the event of the first step after the predictor where it says that
-        one judges the answer first.
+        """Run a script that ends a job; again with the event of the first step after the predictor where that is not
+        given and the script says that one judges the answer first.
         """
         fields = ending_fields(ending)
         recheck_ms = self._settings.republish_after_s * 1000
-        call = [*args, "", recheck_ms, *fields]
+        kept = withheld_field(ending) if ending.following else []
+        call = [*args, ending.following, recheck_ms, *fields, *kept]
         (answer,) = await self._promise([(script, job_keys(job_id), call)])
         if answer == b"unjudged":
             job = await self.get(job_id, with_result=False)

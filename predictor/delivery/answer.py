@@ -62,11 +62,12 @@ class Ended:
 @dataclass(frozen=True, slots=True)
 class Validating:
     """The answer is kept for the steps after the predictor. `job` is its record, whose next event a broker is replied
-    that takes replies; without one the delivery is answered without an event.
+    that takes replies; without one the delivery is answered without an event, which `is_queued` makes needless.
     """
 
     job_id: JobId
     job: Job | None = None
+    is_queued: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ def answer_for(outcome: Outcome, *, inline_bytes: int = DATAREF_ABOVE_BYTES) -> 
             return DeliveryResponse(202) if job is None else _result_response(job, inline_bytes)
         case Ended(_, job):
             return DeliveryResponse(200) if job is None else _result_response(job, inline_bytes)
-        case Validating(_, job):
+        case Validating(job=job):
             return DeliveryResponse(200, event=job_event.request_event(job) if job else None)
         case Held(retry_after_s):
             return DeliveryResponse(

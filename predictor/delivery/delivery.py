@@ -66,6 +66,10 @@ _log = structlog.get_logger()
 _HELD_AT_MOST_S: Final = 5.0
 
 
+class _Unread(Exception):
+    """The job's request is in its record, which is still to be read."""
+
+
 class Deliveries:
     """Handles deliveries, any number concurrently."""
 
@@ -111,7 +115,11 @@ class Deliveries:
                 outcome = await self.outcome_of(event)
                 if isinstance(outcome, Ended) and outcome.job is None and _wants_result(headers):
                     outcome = await self._refusable(self._settlement.ended(outcome.job_id))
-                elif isinstance(outcome, Validating) and _wants_result(headers):
+                elif (
+                    isinstance(outcome, Validating)
+                    and not outcome.is_queued
+                    and _wants_result(headers)
+                ):
                     outcome = await self._refusable(self._settlement.validating(outcome.job_id))
                 span.set(outcome=type(outcome).__name__.lower())
         except BadRequest as error:
@@ -131,7 +139,9 @@ class Deliveries:
         except BadRequest as error:
             return await self._refusable(self._reject(event, error))
         try:
-            return await self._refusable(self._run(new))
+            return await self._refusable(
+                self._run(new, is_later_turn=job_event.TURN in event.extensions)
+            )
         except JobDeleted:
             return self._ignore_strange(new.id)
 
@@ -153,12 +163,12 @@ class Deliveries:
         # A shared store records the end itself; an in-memory one has no readers.
         return Rejected(None if self._is_store_shared else await self._store.get(new.id))
 
-    async def _run(self, new: NewJob) -> Outcome:
+    async def _run(self, new: NewJob, *, is_later_turn: bool = False) -> Outcome:
         """Five steps: slot, lease, checkpoint, generate, settle. Each returns the input of the next one, or the
         outcome. A job suspected of killing predictors runs alone (docs/adr/0018).
         """
         async with self._admission.reserve(sequences(new.request.body)) as slot:
-            leased = await self._lease(new, slot)
+            leased = await self._lease(new, slot, is_later_turn=is_later_turn)
             if not isinstance(leased, Leased):
                 return leased
             attempt = leased.attempt
@@ -180,12 +190,13 @@ class Deliveries:
         except Exception as error:
             return error
 
-    async def _lease(self, new: NewJob, slot: Slot) -> "Leased | Outcome":
+    async def _lease(self, new: NewJob, slot: Slot, *, is_later_turn: bool) -> "Leased | Outcome":
         """The job's lease. Most records equal the event, so the lease is requested without reading the record
-        first; when they differ, or the event's request is invalid, the record decides.
+        first; when they differ, or the event's request is invalid, the record decides, as it does for a later turn:
+        no event has the turns.
         """
         job, expected = fresh(new, 0), True
-        checked = self._validate(job)
+        checked = _Unread() if is_later_turn else self._validate(job)
         is_exclusive = False
         while True:
             if isinstance(checked, Exception) and expected:

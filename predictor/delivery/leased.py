@@ -1,7 +1,9 @@
 """A leased job with what its attempt starts from, and the engine call that it makes."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from eventing.cloudevent.event import to_record
+from eventing.cloudevent.job_event import request_event
 from eventing.job.job import API_SOURCE, Job
 from eventing.job.plan import TOOLS_STEP, Hold
 from eventing.job.store import Acquired
@@ -33,6 +35,7 @@ class Leased:
             can_resume=checked is not False,
             void_count=acquired.void_count,
             turn_begin=acquired.turn_begin,
+            following=_following(job, acquired),
             is_reported_to_caller=job.source == API_SOURCE,
         )
         bug = checked if isinstance(checked, Exception) else None
@@ -43,6 +46,18 @@ class Leased:
             hold=acquired.hold,
             may_call_tools=acquired.first_after == TOOLS_STEP,
         )
+
+
+def _following(job: Job, acquired: Acquired) -> bytes:
+    """The event of the first step after the attempt, as its record has it; empty for a job that only its event told of,
+    and where no step follows. `job.request` is what runs.
+    """
+    if not acquired.first_after or job.plan is None:
+        return b""
+    step, number = acquired.first_after, acquired.lease.attempt
+    return to_record(
+        request_event(replace(job, step=step, attempt=number, prepared=None, turns=()))
+    )
 
 
 def engine_request(

@@ -85,6 +85,7 @@ class Settlement:
                     usage=usage,
                     final_batch=final_batch,
                     gpu_ms=gpu_ms,
+                    following=attempt.following,
                 )
                 try:
                     return await self._finish(attempt, ending), "completed"
@@ -149,6 +150,8 @@ class Settlement:
             return Ended(attempt.job_id)
         if hold is LeaseStatus.VALIDATING:
             return Validating(attempt.job_id)
+        if hold is LeaseStatus.STEP_QUEUED:
+            return Validating(attempt.job_id, is_queued=True)
         job = await self._store.get(attempt.job_id) if hold is LeaseStatus.TERMINAL else None
         # The end is recorded already where the reply to an earlier call was lost.
         if job is None or job.state is not ending.state:

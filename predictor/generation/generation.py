@@ -108,6 +108,7 @@ class Attempt:
     can_resume: bool
     void_count: int = 0
     turn_begin: int = 0
+    following: bytes = b""  #: the event of the first step after it, where the job's record was read
     is_reported_to_caller: bool = False  #: our api shows the caller why the call was refused
 
     @property

@@ -133,7 +133,7 @@ class ToolRig(RedisRig):
         taken = await self.tools.acquire(job_id(), "worker-1", can_resume=True)
         begin = taken.token_count
         status = await self.tools.finish(taken.lease, ending or answer(begin=begin))
-        assert status is LeaseStatus.VALIDATING
+        assert status is LeaseStatus.STEP_QUEUED
         await self.settle(MODEL_QUEUE)
 
     async def run(self) -> StepRun:

@@ -602,7 +602,8 @@ local function end_job(key, job, state, now, retention_s, dead, outcome, fields)
 end
 
 -- Keep an answer for the steps that judge it, and put the event of the first of them into its queues, or note that it is to be published.
--- `state` is that in which the job ends when they let it pass; `event` is the event's record. No lease is needed from here on.
+-- `state` is that in which the job ends when they let it pass; `event` is the event's record. No lease is needed from here on. Gives
+-- 'step_queued' where the event is in queues, 'validating' where it is noted.
 local function validate(key, job, state, now, outcome, event, recheck_ms, fields)
   local job_id, history, kept = string.match(key, '{(.*)}'), history_of(job.history), {}
   local queues = job.after_queues and cjson.decode(job.after_queues) or {}
@@ -622,6 +623,7 @@ local function validate(key, job, state, now, outcome, event, recheck_ms, fields
     'lease_id', '', 'lease_until_ms', 0, 'history', history_json(history), unpack(kept))
   redis.call('XADD', key .. ':tokens', '*', 'kind', 'state', 'state', 'in_progress', 'phase', 'validating', 'attempt', job.attempt,
     'at_ms', now)
+  return #queues > 0 and 'step_queued' or 'validating'
 end
 
 -- True where an ending is an answer that steps after the predictor judge first.

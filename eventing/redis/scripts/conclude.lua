@@ -4,7 +4,7 @@
 -- ARGV  1 state, 2 retention_s, 3 '1' for a dead letter, 4 '1' to end it even under a live lease (cancel),
 --       5 attempt that the ending is of, '' when it is of none, 6 lease_ms, 7 event record of the first step after the predictor, '' for not
 --       given, 8 recheck_ms, 9.. field, value pairs
--- gives 'ok' | 'validating' | 'unjudged' (as `finish`) | 'terminal' | 'held' (it has a live lease)
+-- gives 'ok' | 'validating' | 'step_queued' | 'unjudged' (as `finish`) | 'terminal' | 'held' (it has a live lease)
 --       | 'fenced' (the ending of an earlier life, or attempt, or the job has an answer, which steps judge, or waits for
 --       tool calls) | 'missing'
 local job = read_job(KEYS[1])
@@ -24,8 +24,7 @@ if attempt then
   job.attempt = ARGV[5]
 end
 if unjudged then
-  validate(KEYS[1], job, ARGV[1], now, ARGV[1], ARGV[7], ARGV[8], fields)
-  return 'validating'
+  return validate(KEYS[1], job, ARGV[1], now, ARGV[1], ARGV[7], ARGV[8], fields)
 end
 end_job(KEYS[1], job, ARGV[1], now, ARGV[2], ARGV[3], ARGV[1], fields)
 return 'ok'

@@ -4,7 +4,8 @@
 -- ARGV  1 attempt, 2 lease id, 3 state, 4 retention_s, 5 '1' for a dead letter, 6 outcome word for the history,
 --       7..10 tokens as in `append` (7 '' for none), 11 milliseconds of GPU time to charge, 12 event record of the first step after it, '' for
 --       not given, 13 recheck_ms, 14.. field, value pairs (result, usage, error, withheld)
--- gives 'ok' | 'validating' (kept for the steps after it) | 'unjudged' (such steps are planned, and 12 is missing: unchanged)
+-- gives 'ok' | 'validating' (kept for the steps after it) | 'step_queued' (the same, and the event of the first is in its queues)
+--       | 'unjudged' (such steps are planned, and 12 is missing: unchanged)
 --       | 'fenced' | 'terminal' | 'gap' | 'missing'
 local job = read_job(KEYS[1])
 if not job.state then return 'missing' end
@@ -26,8 +27,7 @@ if ARGV[7] ~= '' then
   for _, each in ipairs({'token_count', ARGV[7] + ARGV[8], 'first_token_ms', job.first_token_ms or now}) do fields[#fields + 1] = each end
 end
 if unjudged then
-  validate(KEYS[1], job, ARGV[3], now, ARGV[6], ARGV[12], ARGV[13], fields)
-  return 'validating'
+  return validate(KEYS[1], job, ARGV[3], now, ARGV[6], ARGV[12], ARGV[13], fields)
 end
 if job.hold and ARGV[7] ~= '' then job.token_count = ARGV[7] + ARGV[8] end
 end_job(KEYS[1], job, ARGV[3], now, ARGV[4], ARGV[5], ARGV[6], fields)

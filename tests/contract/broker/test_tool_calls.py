@@ -100,7 +100,7 @@ async def test_the_next_turn_is_delivered_while_the_predictors_last_delivery_is_
     """Its events have one identity: a call may end before the pump has seen the predictor's answer."""
     await rig.submit()
     await rig.settle(MODEL_QUEUE)
-    await rig.route.publish(next_turn_event(await rig.job()))
+    await rig.route.publish(next_turn_event(await rig.job(), 0))
     taken = await rig.tools.acquire(job_id(), "w", can_resume=True)
     first = await rig.claim("requests-m")
     await rig.tools.finish(taken.lease, answer())
