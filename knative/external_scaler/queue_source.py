@@ -66,6 +66,7 @@ class QueueSource:
         replicas = [each for each in await self._replicas.list(model) if not each.is_draining]
         async with failures_named():
             depth = await self._view.size(queue)
+            expected = await self._view.expected(queue)
             known, before = self._known.setdefault(queue, {}), self._reported.get(queue, set())
             ready, held = await self._members(queue)
             # One that moved back into a page that was read before is still there.
@@ -93,6 +94,7 @@ class QueueSource:
             arrived=tuple(job.prompt_tokens for job in new if not job.is_batch),
             finished=tuple(finished),
             arrived_batch=tuple(job.prompt_tokens for job in new if job.is_batch),
+            held=sum(replica.id in expected for replica in replicas),
         )
 
     async def _members(self, queue: str) -> tuple[set[bytes], set[bytes]]:

@@ -40,6 +40,7 @@ class WaitingJob:
 class QueueSnapshot:
     """A queue at one moment.
 
+    `held` of the predictors are those that jobs whose tools run are expected back at.
     `arrived` are the prompt tokens of jobs that arrived since the last read, `arrived_batch` those of the batch lane;
     `waiting` are all waiting jobs, oldest first; `running` have a lease; `ready` and `existing` count predictors.
     """
@@ -51,6 +52,7 @@ class QueueSnapshot:
     arrived: tuple[int, ...] = ()
     finished: tuple[Finished, ...] = ()
     arrived_batch: tuple[int, ...] = ()
+    held: int = 0
 
 
 class WorkSource(Protocol):
@@ -116,7 +118,8 @@ class Scaler:
         is_idle = not self._served_in_turn(look) and not look.running
         for done in look.finished:
             self._learn(done, now, is_last=is_idle)
-        self._state, self.replicas = work.decide(spec, self._state, self._observation(look), now)
+        self._state, wanted = work.decide(spec, self._state, self._observation(look), now)
+        self.replicas = max(wanted, min(look.held, look.existing))
         return self.replicas
 
     def _learn(self, done: Finished, now: float, *, is_last: bool) -> None:

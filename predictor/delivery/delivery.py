@@ -25,6 +25,7 @@ from eventing.errors import (
     StoreUnavailable,
     Unavailable,
 )
+from eventing.job.call.usage import TIMES
 from eventing.job.job import API_SOURCE, Job
 from eventing.job.plan import Hold
 from eventing.job.store import Acquired, AcquireStatus, JobWorker, NewJob, ReleaseReason
@@ -58,7 +59,14 @@ from predictor.engine.engine import (
 from predictor.errors import where
 from predictor.generation.append_batcher import AppendBatcher
 from predictor.generation.checkpoint import read_checkpoint
-from predictor.generation.generation import Answered, Attempt, Generation, Interrupted, Result
+from predictor.generation.generation import (
+    Answered,
+    Attempt,
+    Completed,
+    Generation,
+    Interrupted,
+    Result,
+)
 from predictor.generation.judge import read_judge
 
 _log = structlog.get_logger()
@@ -358,6 +366,8 @@ class Deliveries:
         with trace.span("generate", resumed_tokens=attempt.resumed_tokens) as span:
             result = await generation.run()
             span.set(new_tokens=generation.new_tokens)
+        if leased.may_call_tools and isinstance(result, Completed):
+            result = _timed(result, generation.first_token_s, self._account.start_s)
         is_kept = _is_kept(result, attempt)
         return result, self._account.take(leased.job.tenant, share_s, is_kept=is_kept)
 
@@ -389,6 +399,15 @@ def _wants_result(headers: Mapping[str, str]) -> bool:
 def _is_elsewhere(job: Job, new: NewJob) -> bool:
     """True for an event from before the job was sent to another model, whose predictor has an event of its own."""
     return not job.state.is_terminal and job.request.model != new.request.model
+
+
+def _timed(result: Completed, first_token_s: float, start_s: float) -> Completed:
+    """The answer with its times in its usage: another turn may follow."""
+    usage = result.body.get("usage")
+    if not isinstance(usage, Mapping) or not start_s:
+        return result
+    times = {"first_token_ms": round(first_token_s * 1000), "start_ms": round(start_s * 1000)}
+    return replace(result, body={**result.body, "usage": {**usage, TIMES: times}})
 
 
 def _is_kept(result: Result, attempt: Attempt) -> bool:

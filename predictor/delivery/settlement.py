@@ -13,7 +13,7 @@ import structlog
 
 from eventing.clock import Clock
 from eventing.errors import BadRequest, ResultTooLarge, StoreUnavailable, Unavailable
-from eventing.job.call.usage import usage_with
+from eventing.job.call.usage import TIMES, usage_with
 from eventing.job.job import API_SOURCE, CONTENT_FILTER, Job, JobError, JobId, JobState
 from eventing.job.store import Ending, JobWorker, LeaseStatus, ReleaseReason
 from predictor import metrics
@@ -217,6 +217,10 @@ class Settlement:
                 return Held(RETRY_SOON_S)
 
 
+_NOT_COUNTED: Final = ("extra", PREFIX, TIMES)
+"""Fields of an answer's usage that are not of its job's."""
+
+
 def _without_extra(
     body: Mapping[str, Any],
 ) -> tuple[Mapping[str, Any], Mapping[str, Any] | None]:
@@ -228,7 +232,7 @@ def _without_extra(
     body = {name: value for name, value in body.items() if name not in (EXTRA_USAGE, PREFIX)}
     if not isinstance(usage, Mapping):
         return body, None
-    own = {name: value for name, value in usage.items() if name not in ("extra", PREFIX)}
+    own = {name: value for name, value in usage.items() if name not in _NOT_COUNTED}
     if PREFIX in usage or prefix is not None:
         said = {name: value for name, value in usage.items() if name != PREFIX}
         body = {**body, "usage": said | ({PREFIX: prefix} if prefix else {})}

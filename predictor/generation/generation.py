@@ -174,6 +174,11 @@ class Generation:
             shown=(lambda: judge.mark) if judge else None,
         )
 
+    @property
+    def first_token_s(self) -> float:
+        """From the start to the first token of this attempt."""
+        return self._first_token_s - self._started_s
+
     async def run(self) -> Result:
         """Generate until the end, a fault or an interruption. When this returns, every token that may be written is
         written, or is part of the complete answer.

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import orjson
 
+from eventing.job.call.usage import times_of
 from eventing.job.job import Job
 from eventing.job.tools.call import (
     CallState,
@@ -153,9 +154,16 @@ class _Decision:
             parallel=self._limits.parallel,
             ask_ms=self._ask_ms(ends=ends),
             stopped_by=self._stopped or "",
+            read_again_ms=self._read_again_ms(),
             mark=self._mark,
             calls=tuple(calls),
         )
+
+    def _read_again_ms(self) -> int:
+        """What the replica of this turn took to start, and to read a prompt of the job at the longest."""
+        usages = [turn.usage for turn in self._job.turns]
+        known = [times for each in (*usages, self._usage) if (times := times_of(each))]
+        return max(first for first, _ in known) + known[-1][1] if known else 0
 
     def _call(self, place: int, said: _Said, before: Sequence[ToolCall]) -> ToolCall:
         """One call with its state."""

@@ -149,6 +149,7 @@ class ToolRig(RedisRig):
         ends: int = 0,
         parallel: int = 8,
         ask_ms: int = ASK_MS,
+        read_again_ms: int = 0,
         run: StepRun | None = None,
         publications: Mapping[int, Publication] | None = None,
     ) -> AdvanceStatus:
@@ -166,6 +167,7 @@ class ToolRig(RedisRig):
             ends=ends,
             parallel=parallel,
             ask_ms=ask_ms,
+            read_again_ms=read_again_ms,
             calls=tuple(replace(each, turn=number) for each in calls),
         )
         if publications is None:

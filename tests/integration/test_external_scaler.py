@@ -25,7 +25,14 @@ from eventing.replica import ReplicaDirectory
 from knative.deploy.first_secrets import SCALER_MAY
 from knative.external_scaler import protocol
 from knative.external_scaler.queue_source import QueueSource
-from knative.external_scaler.scaler import Finished, QueueSnapshot, WaitingJob, WorkSource
+from knative.external_scaler.scaler import (
+    Finished,
+    QueueSnapshot,
+    Scaler,
+    WaitingJob,
+    WorkSource,
+    read_metadata,
+)
 from knative.external_scaler.server import ScalerServer
 from tests.time_limits import HANG_S
 
@@ -344,3 +351,22 @@ async def test_a_job_with_slack_does_not_wake_it_yet(redis: Redis) -> None:
             await asyncio.sleep(0.02)
             seen.append(await keda.is_active(patient))
     assert not any(seen)
+
+
+async def test_a_replica_is_kept_while_a_job_comes_back_to_it_from_its_tools(redis: Redis) -> None:
+    await Queue(redis, "jobs", "test").ensure()
+    directory, source = ReplicaDirectory(redis), QueueSource(redis)
+    for name in ("pod-a", "pod-b"):
+        await directory.report("m", name, "ready", {})
+    scaler = Scaler(read_metadata({"coldStartSeconds": "30"}, queue="jobs", model="m"))
+    expected, now_ms = keys.queue("jobs", "expected"), 1000 * (await redis.time())[0]
+    elsewhere = {"pod-c job_3": now_ms + 60_000}  # it has gone
+    await redis.zadd(expected, {"pod-a job_1": now_ms + 60_000, "pod-a job_2": now_ms + 60_000})
+    await redis.zadd(expected, elsewhere)
+    while_out = await source.look("jobs", "m")
+    kept = scaler.see(while_out, 0.0), scaler.see(while_out, 100.0)
+    await redis.zadd(expected, {"pod-a job_1": now_ms - 1, "pod-a job_2": now_ms - 1})
+    after = await source.look("jobs", "m")
+
+    assert (while_out.held, kept) == (1, (1, 1))
+    assert (after.held, scaler.see(after, 101.0)) == (0, 0)

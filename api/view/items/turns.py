@@ -10,14 +10,16 @@ from typing import Any, Final
 from typing_extensions import TypedDict
 
 from api.http.described import described
-from eventing.job.call.usage import own_usage
+from eventing.job.call.usage import TIMES, own_usage, times_of
 from eventing.job.job import AttemptRecord, Job
 from eventing.job.plan import TOOLS_STEP
 from eventing.job.tools.call import CallState, EffectClass, ToolCall, Turn
 from eventing.job.tools.progress import progress_of
 
 _SHOWN_CHARS: Final = 1_000
-_PREFIX: Final = "prefix"  #: of a turn's usage, as the predictor noted it
+_PREFIX: Final = "prefix"
+_MEASURED: Final = (_PREFIX, TIMES)
+"""Of a turn's usage, as the predictor noted it."""
 
 
 class ProgressView(TypedDict):
@@ -99,6 +101,8 @@ class TurnView(TypedDict):
     """Of this turn alone; null until it is known"""
     cached_tokens: int | None
     """Tokens of its prompt that the engine had from before; null where it does not say"""
+    first_token_ms: int | None
+    """From the start of its last attempt to the first token: what reading the prompt took; null where not measured"""
     prefix_kept: bool | None
     """Its prompt began with the tokens of the turn before, prompt and answer; null where that is not known"""
     is_carried: bool
@@ -140,8 +144,9 @@ def _turn_view(turn: Turn, made: AttemptRecord | None) -> TurnView:
         "started_ms": (made and made.started_ms) or None,
         "ended_ms": (made and made.ended_ms) or None,
         "tokens": turn.end - turn.begin,
-        "usage": {name: each for name, each in turn.usage.items() if name != _PREFIX} or None,
+        "usage": {n: each for n, each in turn.usage.items() if n not in _MEASURED} or None,
         "cached_tokens": _cached(turn.usage),
+        "first_token_ms": _first_token_ms(turn.usage),
         "prefix_kept": _kept(turn.usage),
         "is_carried": bool(turn.carried),
         "calls": [_call_view(call) for call in turn.calls],
@@ -159,6 +164,7 @@ def _last_view(job: Job, made: AttemptRecord) -> TurnView:
         "tokens": job.token_count - job.turn_begin,
         "usage": usage,
         "cached_tokens": _cached(usage or {}),
+        "first_token_ms": _first_token_ms((job.result or {}).get("usage")),
         "prefix_kept": _kept((job.result or {}).get("usage")),
         "is_carried": False,
         "calls": [],
@@ -169,6 +175,11 @@ def _cached(usage: Mapping[str, Any]) -> int | None:
     details = usage.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
     return cached if isinstance(cached, int) else None
+
+
+def _first_token_ms(usage: Any) -> int | None:
+    times = times_of(usage) if isinstance(usage, Mapping) else None
+    return times[0] if times else None
 
 
 def _kept(usage: Any) -> bool | None:

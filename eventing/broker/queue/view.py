@@ -5,7 +5,7 @@ Called by the api, the autoscalers and the broker's metrics.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from redis.exceptions import ResponseError
 
@@ -40,6 +40,9 @@ class Position:
 
     ahead: int
     expected_wait_s: float | None
+
+
+_MOST_EXPECTED: Final = 1000
 
 
 class QueueView:
@@ -90,6 +93,15 @@ class QueueView:
             settled_per_minute=pace_per_minute(_counts_of(pace), int(now[0])),
         )
         return size, answers[6:]
+
+    async def expected(self, name: str) -> frozenset[str]:
+        """The replicas at which jobs are expected back now, whose tools run."""
+        newest = ("ZRANGE", keys.queue(name, "expected"), -_MOST_EXPECTED, -1, "WITHSCORES")
+        async with failures_named():
+            flat, (seconds, micros) = await send(self._redis, [newest, ("TIME",)])
+        now_ms = int(seconds) * 1000 + int(micros) // 1000
+        until = zip(flat[::2], map(float, flat[1::2]), strict=True)
+        return frozenset(member.decode().partition(" ")[0] for member, ms in until if ms > now_ms)
 
     async def position(self, name: str, member: str) -> Position | None:
         """The place of the event `member`; None when it is not waiting."""

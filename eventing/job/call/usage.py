@@ -10,6 +10,10 @@ Spent = list[dict[str, Any]]
 """Tokens by `kind` (`hedged`, `retried`, `repaired`, `cascaded`, `turn`) and `model`: `prompt_tokens`,
 `completion_tokens`; of `turn`, which is an answer that asked for tools, the details of both as well.
 """
+TIMES: Final = "times"
+"""Field of a turn's usage, as the predictor measured it: `first_token_ms` from the lease to the first token of its last
+attempt, which is mostly the reading of the prompt, and `start_ms`, its own cold start.
+"""
 _COUNTS: Final = ("prompt_tokens", "completion_tokens")
 
 
@@ -70,3 +74,12 @@ def _add_spent(spent: Spent, entry: Mapping[str, Any]) -> None:
             each["completion_tokens"] += entry["completion_tokens"]
             return
     spent.append(dict(entry))
+
+
+def times_of(usage: Mapping[str, Any] | None) -> tuple[int, int] | None:
+    """`first_token_ms` and `start_ms` in a turn's usage; None where they are not known."""
+    times = (usage or {}).get(TIMES)
+    if not isinstance(times, Mapping):
+        return None
+    first, start = times.get("first_token_ms"), times.get("start_ms")
+    return (first, start) if isinstance(first, int) and isinstance(start, int) else None

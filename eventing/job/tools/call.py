@@ -167,6 +167,7 @@ class Turn:
     stopped_by: str = ""  #: the limit (`StoppedBy`) after which no tool may be called any more
     parallel: int = 8  #: calls that may run at once
     ask_ms: int = 0  #: how long a person is waited for; 0 where no one can be asked
+    read_again_ms: int = 0  #: what it would take to start a predictor and read the prompt again
     carried: int = 0  #: 1 where an earlier job left it, and shows its text
     after: tuple[Mapping[str, Any], ...] = ()  #: messages of the caller behind its results
     calls: tuple[ToolCall, ...] = ()
@@ -187,6 +188,7 @@ class Turn:
                 "stopped_by": self.stopped_by,
                 "parallel": self.parallel,
                 "ask_ms": self.ask_ms,
+                **({"read_again_ms": self.read_again_ms} if self.read_again_ms else {}),
                 **({"carried": 1} if self.carried else {}),
                 "mark": self.mark,
                 **({"after": orjson.dumps(self.after).decode()} if self.after else {}),

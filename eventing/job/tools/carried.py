@@ -74,6 +74,7 @@ def carried_turn(
         ends=0,
         epoch=0,
         stopped_by="",
+        read_again_ms=0,
         carried=1,
         after=tuple(after),
         calls=calls,

@@ -512,6 +512,21 @@ local function drop_approval(job, job_id, calling, place)
   redis.call('ZREM', approvals_of(job), member)
 end
 
+-- A job whose tools run is expected back at the replica that has its prompt: `calling.expected` has until when (`until_ms`), that replica
+-- (`owner`), and the predictor's `queues`, each of which has the sorted set `expected` of such jobs by that time.
+local function set_expected(calling, job_id, until_ms)
+  local expected = calling.expected
+  if not expected or expected.told_ms == until_ms then return end
+  expected.told_ms = until_ms
+  for _, prefix in ipairs(expected.queues) do
+    if until_ms > 0 then
+      redis.call('ZADD', prefix .. 'expected', until_ms, expected.owner .. ' ' .. job_id)
+    else
+      redis.call('ZREM', prefix .. 'expected', expected.owner .. ' ' .. job_id)
+    end
+  end
+end
+
 -- Take the calls of a job that ends out of queues and lists. Those that run learn of the end by their leases. What a redrive goes on from
 -- stays.
 local function end_calls(key, job, is_dead)
@@ -525,8 +540,9 @@ local function end_calls(key, job, is_dead)
     fields[i] = held_field(calling, place)
   end
   redis.call('HDEL', key, unpack(fields))
+  set_expected(calling, job_id, 0)
   if is_dead then
-    calling.queues, calling.paused_ms = {}, 0
+    calling.queues, calling.paused_ms, calling.expected = {}, 0, nil
     redis.call('HSET', key, 'calling', cjson.encode(calling))
   else
     redis.call('HDEL', key, 'calling')

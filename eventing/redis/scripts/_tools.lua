@@ -155,11 +155,47 @@ local function pace(key, job, job_id, calling, is_paused, now, recheck_ms)
   end
 end
 
+-- What calls of a tool took: a hash of the newest times in milliseconds by server and tool. Servers that requests name are not counted.
+local TIMES, TIMES_KEPT, MOST_TIMED = 'torpor:tools:times', 15, 2000
+local HANDOVER_MS = 1000 -- between the event of the next turn and its delivery
+local function timed_as(call) return call.server .. ' ' .. (call.tool or '') end
+local function note_time(call, now)
+  if (call.server or '') == '' or call.by_url == 1 or (call.sent_ms or 0) == 0 then return end
+  local name = timed_as(call)
+  local known = redis.call('HGET', TIMES, name)
+  if not known and redis.call('HLEN', TIMES) >= MOST_TIMED then return end
+  local times = known and cjson.decode(known) or {}
+  table.insert(times, 1, math.max(0, now - call.sent_ms))
+  while #times > TIMES_KEPT do table.remove(times) end
+  redis.call('HSET', TIMES, name, cjson.encode(times))
+end
+-- The median time of a call's tool; nil where none was measured.
+local function usual_ms(call)
+  local known = call.by_url ~= 1 and redis.call('HGET', TIMES, timed_as(call))
+  if not known then return nil end
+  local times = cjson.decode(known)
+  table.sort(times)
+  return times[math.ceil(#times / 2)]
+end
+-- Expect a job back at the replica that made its turn: for twice what the slowest of its tools usually takes, and no longer than reading the
+-- prompt again would cost (`most_ms`).
+local function expect_back(job, calling, calls, queues, most_ms, now)
+  if most_ms <= 0 or #queues == 0 then return end
+  local history, hold_ms = history_of(job.history), 0
+  for _, call in ipairs(calls) do
+    if call.state == 'pending' then hold_ms = math.max(hold_ms, math.min(2 * (usual_ms(call) or most_ms), most_ms)) end
+  end
+  if hold_ms == 0 or #history == 0 then return end
+  for _, prefix in ipairs(queues) do redis.call('ZREMRANGEBYSCORE', prefix .. 'expected', 0, now) end
+  calling.expected = {until_ms = now + math.ceil(hold_ms), owner = history[#history].owner or '', queues = queues, told_ms = 0}
+end
+
 -- Queue the next turn: the predictor's event, in the script that ended the last call.
-local function next_turn(key, stream, job, job_id, publication, now, recheck_ms)
+local function next_turn(key, stream, job, job_id, calling, publication, now, recheck_ms)
   redis.call('ZADD', UNSTARTED, now + recheck_ms, job_id)
   if publication.is_noted then redis.call('ZADD', UNPUBLISHED, now + SWEEP_AFTER_MS, job_id) end
   redis.call('HSET', key, 'state', 'queued', 'step', '', 'turn_begin', job.token_count)
+  if calling.expected then set_expected(calling, job_id, math.min(calling.expected.until_ms, now + HANDOVER_MS)) end
   redis.call('HDEL', key, 'calling', 'candidate', 'candidate_state', 'withheld')
   if #publication.queues > 0 then redis.call('HSET', key, 'queues', cjson.encode(publication.queues)) end
   local member = event_identity(job.source, job.event_id, job.tenant)
@@ -183,10 +219,12 @@ local function go_on(key, stream, job, calling, publication, now, recheck_ms, re
     return 'ended'
   end
   if open == 0 then
-    next_turn(key, stream, job, job_id, publication, now, recheck_ms)
+    next_turn(key, stream, job, job_id, calling, publication, now, recheck_ms)
     return 'next'
   end
   queue_held(key, job, job_id, calling, now)
+  local until_ms = calling.expected and calling.expected.until_ms or 0
+  set_expected(calling, job_id, open > people and until_ms > now and until_ms or 0)
   put_calling(key, calling)
   return 'ok'
 end

@@ -29,6 +29,7 @@ for _, call in ipairs(calls) do
   calling.states[call.place + 1] = call.state
   fields[#fields + 1], fields[#fields + 2] = call_field(turn.number, call.place), call_json(call)
 end
+expect_back(job, calling, calls, following.queues, turn.read_again_ms or 0, now)
 fields[#fields + 1], fields[#fields + 2] = 'calling', cjson.encode(calling)
 if turn.ends ~= 1 then
   local history = history_of(job.history)

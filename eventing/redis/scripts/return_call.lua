@@ -50,6 +50,7 @@ if state == 'accepted' then
 elseif WAITING[state] then
   ask(job, job_id, calling, call, state, now)
 elseif FINAL[state] then
+  if state == 'returned' then note_time(call, now) end
   call.ended_ms = now -- the hash of its token stays: a result that comes again is known by it
   if state == 'unknown' and (call.output or '') == '' then call.output = TOLD.unknown end
 elseif state == 'pending' then

@@ -171,6 +171,11 @@ class GpuAccount:
         """The predictor can serve from now on."""
         self._meter = advance(self._meter, self._clock.monotonic_s(), is_ready=True)
 
+    @property
+    def start_s(self) -> float:
+        """What its start took; 0 where there is no GPU of ours, or before it is ready."""
+        return self._meter.waking_s if self._has_gpu and self._meter.is_ready else 0.0
+
     def share_s(self) -> float:
         """The meter's share at an attempt's start, to be passed to `take`."""
         self._meter = advance(self._meter, self._clock.monotonic_s())

@@ -2,7 +2,7 @@
 
 import pytest
 
-from torpor.local.predictors.replica import LocalReplica, ReplicaState, least_busy, to_drain
+from torpor.local.predictors.replica import LocalReplica, ReplicaState, held, least_busy, to_drain
 
 READY, WAKING, DRAINING = ReplicaState.READY, ReplicaState.WAKING, ReplicaState.DRAINING
 
@@ -55,3 +55,12 @@ def test_no_surplus_drains_nothing() -> None:
 def test_scaling_up_drains_no_replica() -> None:
     """From two to three, a surplus of -1 once cut the list from its end and drained the first."""
     assert to_drain([replica("a", READY), replica("b", READY)], -1) == []
+
+
+def test_a_replica_that_a_job_is_expected_back_at_goes_last_of_the_idle_ones() -> None:
+    replicas = [replica("prefix", READY), replica("other", READY), replica("gone", DRAINING)]
+
+    assert held(replicas, {"prefix", "gone", "unknown"}) == 1
+    assert [r.id for r in to_drain(replicas, 1)] == ["other"]
+    assert held(replicas, ()) == 0
+    assert [r.id for r in to_drain(replicas, 1)] == ["prefix"]

@@ -5,7 +5,7 @@ takes minutes. Must not know how a replica is started.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Protocol
 
@@ -31,6 +31,21 @@ class Scale(Protocol):
     def scale_to(self, wanted: int) -> None: ...
 
 
+Held = Callable[[], Awaitable[int]]
+"""How many replicas are held for jobs that come back from their tools; asked before any is let go."""
+
+
+async def _nothing_held() -> int:
+    return 0
+
+
+async def _scale(scale: Scale, wanted: int, held: Held) -> None:
+    """Scale; what is held stays, and starts nothing."""
+    if wanted < scale.alive:
+        wanted = max(wanted, await held())
+    scale.scale_to(wanted)
+
+
 class PolicyClock:
     """Policy seconds: the loop's time, `scale` times as fast."""
 
@@ -52,8 +67,10 @@ class KpaLoop:
         scale: Scale,
         concurrency: Callable[[], int],
         clock: PolicyClock,
+        held: Held = _nothing_held,
     ) -> None:
         self._spec = spec
+        self._held = held
         self._policy = policy
         self._scale = scale
         self._concurrency = concurrency
@@ -80,17 +97,17 @@ class KpaLoop:
                 self._state = kpa.record(self._state, now, concurrency)
             if now >= next_tick or self._poked.is_set():
                 self._poked.clear()
-                self._decide(now)
+                await self._decide(now)
                 next_tick = now + kpa.TICK_S
             await self._wait(kpa.SCRAPE_S)
 
-    def _decide(self, now: float) -> None:
+    async def _decide(self, now: float) -> None:
         self._state, decision = kpa.decide(self._state, self._scale.ready, now)
         pods = Pods(replicas=self._scale.alive, ready=self._scale.ready)
         self._revision, outcome = reconciler.reconcile(
             self._policy, self._revision, decision, pods, now
         )
-        self._scale.scale_to(outcome.replicas)
+        await _scale(self._scale, outcome.replicas, self._held)
 
     async def _wait(self, policy_s: float) -> None:
         """A second of policy time, or less when poked."""
@@ -102,8 +119,16 @@ class KedaLoop:
     """KEDA's operator and the HPA, on lag and pending of one queue."""
 
     def __init__(
-        self, spec: KedaSpec, *, scale: Scale, view: QueueView, queue: str, clock: PolicyClock
+        self,
+        spec: KedaSpec,
+        *,
+        scale: Scale,
+        view: QueueView,
+        queue: str,
+        clock: PolicyClock,
+        held: Held = _nothing_held,
     ) -> None:
+        self._held = held
         self._spec = spec
         self._scale = scale
         self._view = view
@@ -125,7 +150,7 @@ class KedaLoop:
                 Replicas(self._scale.alive, status=self._scale.alive, ready=self._scale.ready),
                 self._clock.now(),
             )
-            self._scale.scale_to(decision.replicas)
+            await _scale(self._scale, decision.replicas, self._held)
             await asyncio.sleep(1 / self._clock.scale)
 
     async def _measure(self) -> Mapping[str, float | None]:

@@ -6,9 +6,11 @@ Called by the stack. It corresponds to a Knative Service; models share only the 
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from eventing.broker.queue.view import QueueView
+from eventing.errors import Unavailable
 from knative.autoscaling.keda.scaledobject import read_scaled_object
 from knative.autoscaling.kpa.annotations import read_knative
 from knative.autoscaling.kpa.autoscaler_config import read_autoscaler_config
@@ -19,7 +21,7 @@ from torpor.local.predictors.autoscaler import KedaLoop, KpaLoop, PolicyClock, S
 from torpor.local.predictors.fleet import Fleet, PredictorSpec
 from torpor.local.predictors.launcher import Launcher
 from torpor.local.predictors.places import Places
-from torpor.local.predictors.replica import LocalReplica
+from torpor.local.predictors.replica import LocalReplica, held
 from torpor.local.settings import AutoscalerKind, StackSettings
 
 
@@ -97,7 +99,22 @@ class ModelService:
                     scale=scale,
                     concurrency=lambda: self.activator.concurrency,
                     clock=clock,
+                    held=self._held,
                 )
             case AutoscalerKind.KEDA:
                 spec = read_scaled_object(manifest.scaled_object(s, self.name))
-                return KedaLoop(spec, scale=scale, view=self._view, queue=self.queue, clock=clock)
+                return KedaLoop(
+                    spec,
+                    scale=scale,
+                    view=self._view,
+                    queue=self.queue,
+                    clock=clock,
+                    held=self._held,
+                )
+
+    async def _held(self) -> int:
+        """The replicas that are held for jobs whose tools run; none while the store is away."""
+        expected: frozenset[str] = frozenset()
+        with suppress(Unavailable):
+            expected = await self._view.expected(self.queue)
+        return held(self.replicas.values(), expected)

@@ -3,7 +3,7 @@
 Called by the activator (where to send) and the fleet (which run).
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -28,6 +28,7 @@ class LocalReplica:
     in_flight: int = 0
     started_s: float = 0.0
     ready_after_s: float = 0.0
+    is_held: bool = False  #: a job whose tools run is expected back
     phases: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -42,8 +43,17 @@ def least_busy(replicas: Iterable[LocalReplica], *, concurrency: int) -> LocalRe
     return min(free, key=lambda r: r.in_flight, default=None)
 
 
+def held(replicas: Iterable[LocalReplica], expected: Collection[str]) -> int:
+    """How many replicas are held for jobs whose tools run, of those `expected` back at which; all are marked."""
+    for replica in (own := list(replicas)):
+        replica.is_held = replica.id in expected
+    return sum(each.is_held and each.is_wanted for each in own)
+
+
 def to_drain(replicas: Iterable[LocalReplica], surplus: int) -> list[LocalReplica]:
-    """Which to drain when there are `surplus` too many: those not ready first, then the least busy."""
+    """Which to drain when there are `surplus` too many: those not ready first, then those not held, then the
+    least busy.
+    """
     wanted = [r for r in replicas if r.is_wanted]
-    wanted.sort(key=lambda r: (r.state is ReplicaState.READY, r.in_flight, -r.started_s))
+    wanted.sort(key=lambda r: (r.state is ReplicaState.READY, r.is_held, r.in_flight, -r.started_s))
     return wanted[: max(0, surplus)]  # a negative end would drain all but a few
