@@ -184,7 +184,9 @@ def _attempts(job: Job, now_ms: int) -> Iterator[Step]:
             resumed_from=attempt.resumed_from,
         )
     if job.first_token_ms:
-        yield _span("tokens", job.first_token_ms, job.finished_ms, now_ms, count=job.token_count)
+        is_between = job.tool_phase is not None and job.history
+        end_ms = job.history[-1].ended_ms if is_between else job.finished_ms
+        yield _span("tokens", job.first_token_ms, end_ms, now_ms, count=job.token_count)
 
 
 def _tries(delivery: WebhookDelivery) -> Iterator[Step]:

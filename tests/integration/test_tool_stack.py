@@ -159,12 +159,17 @@ def test_a_call_is_approved_in_the_terminal(stack: LocalStack) -> None:
         while len(asked) < 2:
             asked = api.get("/v1/approvals").json()["data"]
         listed = typed(stack, "approvals", "list").stdout
+        wrong = [
+            typed(stack, "approvals", "approve", asked[0]["id"], *flags, code=2).stderr
+            for flags in (("--run-again",), ("--it-ran", "x"), ("--content", "{}"))
+        ]
         yes = typed(stack, "approvals", "approve", asked[0]["id"])
         late = typed(stack, "approvals", "deny", asked[0]["id"], code=1)
         no = typed(stack, "approvals", "deny", asked[1]["id"], "--reason", "twice")
         ended = api.get(f"/v1/jobs/{job}?wait=60").json()
 
-    assert "refund" in listed
+    assert '{"order_id":"A7","amount":12.5}' in listed
+    assert ["may have happened" in said for said in wrong] == [True, True, False]
     assert ("is pending" in yes.stdout, "is denied" in no.stdout) == (True, True)
     assert "the first decision holds" in late.stderr
     assert ended["state"] == "completed"

@@ -157,6 +157,11 @@ def test_a_job_without_tools_has_no_turns() -> None:
     assert "turns" not in job_view(DONE, with_turns=False)
 
 
+def test_no_time_of_tokens_passes_while_a_person_is_awaited() -> None:
+    shown = timeline(replace(WAITING, first_token_ms=1_400), (), (), 99_000)["steps"]
+    assert [each["duration_ms"] for each in shown if each["step"] == "tokens"] == [500]
+
+
 def test_a_timeline_has_turns_and_calls() -> None:
     steps = timeline(DONE, (), (), 9_000)["steps"]
 

@@ -55,8 +55,14 @@ def approve(
     as_json: Json = False,
 ) -> None:
     """Let a call run, or give a tool what it asks for."""
-    said = _content(content)
-    match _kind(api, data_dir, approval_id):
+    said, kind = _content(content), _kind(api, data_dir, approval_id)
+    if (run_again or it_ran) and kind != "doubt":
+        raise UsageError("--run-again and --it-ran are for a call that may have happened")
+    if content and kind != "input":
+        raise UsageError("--content is for a tool that asks for something")
+    if run_again and it_ran:
+        raise UsageError("--run-again and --it-ran exclude each other")
+    match kind:
         case "doubt" if it_ran:
             body: dict[str, Any] = {"decision": "it_ran", "output": it_ran}
         case "doubt" if run_again:
