@@ -102,7 +102,8 @@ class Caller:
         if self._is_closed:
             raise Unavailable("this process shuts down")
         await self._deps.clients.ready()
-        task = asyncio.ensure_future(self._run(event.id, job_id, turn, place))
+        label = event.extensions.get("toolserver", "")
+        task = asyncio.ensure_future(self._run(event.id, label, job_id, turn, place))
         self._running[task] = True
         task.add_done_callback(lambda done: self._running.pop(done, None))
         try:
@@ -127,7 +128,9 @@ class Caller:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
 
-    async def _run(self, key: str, job_id: JobId, turn: int, place: int) -> None:
+    async def _run(self, key: str, label: str, job_id: JobId, turn: int, place: int) -> None:
+        if asleep := self._deps.targets.sleeper(label):
+            await self._deps.clients.wake(*asleep)  # before the mark: nothing is in doubt yet
         token = secrets.token_hex(16)
         sent = await self._store.send_call(
             job_id,
@@ -278,9 +281,11 @@ class Caller:
         )
 
     def _not_sent(self, call: ToolCall, reason: str) -> CallEnd:
-        """A call that can not be sent is tried again for as long as its sends may take; then the model is told."""
+        """A call that can not be sent is tried again for as long as its sends may take, from the first time on: before
+        that it may have waited for hours in the queue of a tool at zero. Then the model is told.
+        """
         patience_ms = call.timeout_ms * max(1, call.max_attempts)
-        if self._deps.clock.wall_ms() - call.queued_ms < patience_ms:
+        if not call.refused_ms or self._deps.clock.wall_ms() - call.refused_ms < patience_ms:
             return CallEnd(state=CallState.PENDING, reason=reason)
         text = f"The tool could not be reached: {reason}."
         return CallEnd(state=CallState.RETURNED, output=text, is_error=True, reason="unreachable")

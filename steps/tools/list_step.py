@@ -8,6 +8,7 @@ import asyncio
 import secrets
 from collections.abc import Mapping
 from dataclasses import replace
+from math import ceil
 from typing import Any, Final
 
 from eventing.errors import BadRequest, Unavailable
@@ -29,7 +30,8 @@ from steps.tools.targets import Targets, asked_of
 
 _LIST_S: Final = 30.0
 MOST_ATTEMPTS: Final = 3
-"""Runs of the step in which every server must answer; after them the job goes on without those that do not."""
+"""Runs of the step in which every server that is up must answer; after them the job goes on without those that do not.
+"""
 
 
 class ToolsAway(SetAside):
@@ -55,9 +57,12 @@ class ListTools:
         if not labels:
             return Continue()
         await self._clients.ready()
-        mark, is_last = secrets.token_hex(8), call.attempt >= MOST_ATTEMPTS
+        mark = secrets.token_hex(8)
         listed = await asyncio.gather(
-            *(self._pinned(call.job, label, mark, is_last=is_last) for label in labels)
+            *(
+                self._pinned(call.job, label, mark, is_last=call.attempt >= self._most(label))
+                for label in labels
+            )
         )
         if not any(server.tools for server in listed):
             reasons = "; ".join(
@@ -77,6 +82,11 @@ class ListTools:
             tool_list=to_json(listed).decode(),
             detail={SERVERS: [_detail(each) for each in listed]},
         )
+
+    def _most(self, label: str) -> int:
+        """The runs in which a server must answer: one that wakes has its time for that too."""
+        asleep = self._targets.sleeper(label)
+        return MOST_ATTEMPTS + (ceil(asleep[1] / _LIST_S) if asleep else 0)
 
     async def _pinned(self, job: Job, label: str, mark: str, *, is_last: bool) -> PinnedServer:
         """The server with its tools, or with the reason why it has none. Raises `Unavailable`."""

@@ -85,6 +85,17 @@ class Targets:
         """What bounds the job's loop, lists and results."""
         return limits_of(job, self._config)
 
+    def sleeper(self, label: str) -> tuple[Target, float] | None:
+        """The operator's server of this label, without its credentials, and the seconds that it may take to wake; None
+        for one that is up, or that a request names by address.
+        """
+        server = self._config.servers.get(label)
+        if server is None or not server.wake_ms:
+            return None
+        url = server.url
+        own = Target(label=label, url=url, origin=origin_of(url), allowed=operators_own(url))
+        return own, server.wake_ms / 1000
+
     def target(self, job: Job, label: str, pinned_origin: str = "") -> Target:
         """Where calls of the server go. Raises `Refused` for one that is not there any more, and for another origin
         than the one that was pinned.

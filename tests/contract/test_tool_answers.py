@@ -51,10 +51,11 @@ async def decided(process: ToolProcess, state: CallState, text: str = "") -> Ret
 
 
 async def aged(redis: Redis) -> None:
-    """The first call was queued a day ago."""
+    """What became of the first call until now was a day ago."""
     name = call_field(1, 0)
     call = orjson.loads(await redis.hget(keys.job(job_id()), name))
-    call["queued_ms"] -= 24 * 3600 * 1000
+    for each in ("queued_ms", "refused_ms"):
+        call[each] = max(0, call.get(each, 0) - 24 * 3600 * 1000)
     await redis.hset(keys.job(job_id()), name, orjson.dumps(call))
 
 
@@ -286,7 +287,7 @@ class TestFailures:
         assert len(raw.called()) == 1
 
     @pytest.mark.parametrize("is_old", [False, True])
-    async def test_a_server_that_stays_away_is_told_to_the_model_and_the_days_of_an_approval_do_not_count(
+    async def test_a_server_that_stays_away_is_told_to_the_model_and_days_in_a_queue_do_not_count(
         self, redis: Redis, tmp_path: Path, is_old: bool
     ) -> None:
         port, raw = free_port(), RawMcp()
@@ -296,12 +297,12 @@ class TestFailures:
             async with listening(raw.app(), port):
                 await process.begin({}, {**BOUND})
             await process.generate(("a__do", {}))
-            if not is_old:
-                await aged(redis)
             assert await decided(process, CallState.PENDING) is ReturnStatus.OK
+            await aged(redis)
+            statuses = await process.deliver("tool-a")
             if is_old:
                 await aged(redis)
-            statuses = await process.deliver("tool-a")
+                statuses = await process.deliver("tool-a")
             (call,) = await process.calls()
         if is_old:
             assert (statuses, call.state, call.reason) == ([200], CallState.RETURNED, "unreachable")

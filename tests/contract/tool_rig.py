@@ -39,7 +39,7 @@ AFTER: Final = Publication(
     queues=(MODEL_QUEUE,), event=to_record(Event(id="1", source=SOURCE, type=PREPARED))
 )
 _CALL_TIMES: Final = (
-    *("lease_until_ms", "queued_ms", "sent_ms", "ended_ms", "expires_ms"),
+    *("lease_until_ms", "queued_ms", "sent_ms", "refused_ms", "ended_ms", "expires_ms"),
     *("paused_ms", "committed_ms", "progress_ms"),
 )
 

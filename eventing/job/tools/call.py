@@ -119,6 +119,7 @@ class ToolCall:
     lease_until_ms: int = 0
     queued_ms: int = 0
     sent_ms: int = 0  #: of the newest send
+    refused_ms: int = 0  #: since when it could not be sent
     ended_ms: int = 0
     handle: str = ""  #: under which an accepted call is asked for, or answers
     output: str = ""  #: what the model is shown

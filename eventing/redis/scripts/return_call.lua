@@ -37,10 +37,12 @@ end
 for name, value in pairs(told) do if value ~= '' and value ~= 0 then call[name] = value end end
 call.lease_until_ms, call.owner = 0, ''
 if state == 'in_doubt' then
+  call.refused_ms = 0
   if may_be_sent_again(call) then state, answer = 'pending', 'again'
   elseif call.effect ~= 'once' or calling.ask_ms == 0 then state = 'unknown' end
 elseif state == 'pending' then
   answer, call.sends = 'again', math.max(0, (call.sends or 0) - 1)
+  if (call.refused_ms or 0) == 0 then call.refused_ms = now end
 elseif state == 'awaiting_input' then
   call.sends = math.max(0, (call.sends or 0) - 1)
   if calling.ask_ms == 0 then state, call.is_error, call.output = 'returned', 1, 'The tool asks its user for something, and no one can be asked.' end

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from eventing.clock import Clock
 from steps.handler import packages
+from steps.tools.client.answer import Target
 
 if TYPE_CHECKING:
     from steps.tools.client.function_client import FunctionClient
@@ -24,6 +25,12 @@ class Clients:
     async def ready(self) -> None:
         """Import what the clients need, beside the event loop. Raises `NotInstalled`."""
         await asyncio.to_thread(lambda: (self._mcp, self._function))
+
+    async def wake(self, target: Target, within_s: float) -> None:
+        """Return once the server answers. Raises `Unavailable`."""
+        from steps.tools.client.wake import until_awake
+
+        await until_awake(target, within_s)
 
     def mcp(self) -> "McpClient":
         return self._mcp
