@@ -18,7 +18,7 @@ import yaml
 from knative.deploy.doctor import RULES, examine
 from knative.deploy.render.tree import OVERLAYS, files
 from knative.deploy.values import load_values
-from tests.manifests.test_doctor import BREAKS
+from tests.manifests.doctor_mistakes import BREAKS
 from tests.manifests.test_schemas import NEGATIVES
 
 MANIFESTS = Path(__file__).parents[1] / "manifests"

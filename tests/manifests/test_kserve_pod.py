@@ -6,8 +6,8 @@ import pytest
 
 from knative.deploy.doctor import Severity, examine
 from tests.manifests.conftest import Resources
+from tests.manifests.doctor_objects import REFUSED, pod, replica_set, storage_container
 from tests.manifests.objects import OVERLAYS
-from tests.manifests.test_doctor import REFUSED, pod, replica_set, storage_container
 
 SEALED = {
     "securityContext": {

@@ -12,7 +12,13 @@ import pytest
 from tests.integration.deploy.api_server import ApiServer, Object
 from tests.integration.deploy.conftest import Run
 from tests.integration.deploy.test_commands import ready_at_once
-from tests.manifests.test_doctor import STRANDED, late_config, pod, replica_set, storage_container
+from tests.manifests.doctor_objects import (
+    STRANDED,
+    late_config,
+    pod,
+    replica_set,
+    storage_container,
+)
 
 
 def unschedulable() -> list[Object]:
