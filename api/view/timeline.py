@@ -47,6 +47,12 @@ class StepView(_Try):
     count: NotRequired[int]
     """Of tokens"""
     turn: NotRequired[int]
+    prompt_tokens: NotRequired[int | None]
+    """Of a turn"""
+    read_tokens: NotRequired[int | None]
+    """Those of them that the engine did not have from before"""
+    first_token_ms: NotRequired[int | None]
+    """From the start of the turn's last attempt to its first token"""
     place: NotRequired[int]
     """Of a call, in its turn"""
     sends: NotRequired[int]

@@ -21,6 +21,12 @@ function stepWords(step) {
     case "attempt":
       return `attempt ${step.attempt}: ${step.outcome === "rejected" ? "not valid, asked again" : step.outcome ?? "running"}`
         + (step.resumed_from ? `, goes on after ${step.resumed_from} tokens` : "");
+    case "turn": {
+      const read = Number.isInteger(step.read_tokens) ? `, read ${step.read_tokens} of ${step.prompt_tokens}` : "";
+      const first = Number.isInteger(step.first_token_ms) ? `, first after ${precise(step.first_token_ms)}` : "";
+      return `turn ${step.turn}: ${step.count} tokens${read}${first}`;
+    }
+    case "call": return `call ${step.name}: ${words(step.outcome)}${step.sends > 1 ? `, ${step.sends} sends` : ""}`;
     case "tokens": return `${step.count} tokens`;
     case "delivery": {
       if (!step.try) return `webhook to ${step.host}: ${step.state === "pending" ? "not tried yet" : step.state}`;

@@ -101,6 +101,8 @@ class TurnView(TypedDict):
     """Of this turn alone; null until it is known"""
     cached_tokens: int | None
     """Tokens of its prompt that the engine had from before; null where it does not say"""
+    read_tokens: int | None
+    """Tokens of its prompt that the engine had to read; null where it does not say"""
     first_token_ms: int | None
     """From the start of its last attempt to the first token: what reading the prompt took; null where not measured"""
     prefix_kept: bool | None
@@ -146,6 +148,7 @@ def _turn_view(turn: Turn, made: AttemptRecord | None) -> TurnView:
         "tokens": turn.end - turn.begin,
         "usage": {n: each for n, each in turn.usage.items() if n not in _MEASURED} or None,
         "cached_tokens": _cached(turn.usage),
+        "read_tokens": _read(turn.usage),
         "first_token_ms": _first_token_ms(turn.usage),
         "prefix_kept": _kept(turn.usage),
         "is_carried": bool(turn.carried),
@@ -164,6 +167,7 @@ def _last_view(job: Job, made: AttemptRecord) -> TurnView:
         "tokens": job.token_count - job.turn_begin,
         "usage": usage,
         "cached_tokens": _cached(usage or {}),
+        "read_tokens": _read(usage or {}),
         "first_token_ms": _first_token_ms((job.result or {}).get("usage")),
         "prefix_kept": _kept((job.result or {}).get("usage")),
         "is_carried": False,
@@ -175,6 +179,11 @@ def _cached(usage: Mapping[str, Any]) -> int | None:
     details = usage.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
     return cached if isinstance(cached, int) else None
+
+
+def _read(usage: Mapping[str, Any]) -> int | None:
+    prompt, cached = usage.get("prompt_tokens"), _cached(usage)
+    return max(0, prompt - cached) if isinstance(prompt, int) and cached is not None else None
 
 
 def _first_token_ms(usage: Any) -> int | None:
@@ -225,11 +234,13 @@ def _progress(call: ToolCall) -> ProgressView | None:
 
 
 def turn_steps(job: Job) -> Iterator[dict[str, Any]]:
-    """The turns and calls as steps of a timeline; a running call has no `duration_ms` yet."""
+    """The turns and calls as steps of a timeline, the last answer too once the job has ended; a running call has no
+    `duration_ms` yet.
+    """
+    views = {view["turn"]: view for view in turn_views(job) or ()}
     for turn in job.turns:
-        committed: dict[str, Any] = {"at_ms": turn.committed_ms, "duration_ms": None}
         if not turn.carried:
-            yield {"step": "turn", **committed, "turn": turn.number, "count": turn.end - turn.begin}
+            yield _turn_step(views[turn.number], turn.committed_ms)
         for call in turn.calls:
             if turn.carried and call.carried:
                 continue  # it ran in the job that left it
@@ -246,3 +257,18 @@ def turn_steps(job: Job) -> Iterator[dict[str, Any]]:
                 "arguments": call.arguments[:_SHOWN_CHARS],
                 "output": call.output[:_SHOWN_CHARS] if call.state.is_final else None,
             }
+    last = views.get(len(job.turns) + 1)
+    if job.turns and last and last["ended_ms"]:
+        yield _turn_step(last, last["ended_ms"])
+
+
+def _turn_step(turn: TurnView, at_ms: int) -> dict[str, Any]:
+    step: dict[str, Any] = {"step": "turn", "at_ms": at_ms, "duration_ms": None}
+    usage = turn["usage"] or {}
+    return step | {
+        "turn": turn["turn"],
+        "count": turn["tokens"],
+        "prompt_tokens": usage.get("prompt_tokens"),
+        "read_tokens": turn["read_tokens"],
+        "first_token_ms": turn["first_token_ms"],
+    }

@@ -48,6 +48,7 @@ USAGE = {
     "total_tokens": 15,
     "prompt_tokens_details": {"cached_tokens": 0},
     "prefix": {"tokens": 15, "digest": "d"},
+    "times": {"first_token_ms": 340, "start_ms": 9_000},
 }
 TURN = Turn(
     number=1,
@@ -114,7 +115,8 @@ def test_a_turn_says_what_it_called_and_what_the_job_waits_for() -> None:
     assert (turn["turn"], turn["attempt"], turn["tokens"]) == (1, 2, 5)
     assert (turn["started_ms"], turn["ended_ms"], turn["cached_tokens"]) == (1_300, 1_900, 0)
     assert turn["prefix_kept"] is None
-    assert "prefix" not in (turn["usage"] or {})
+    assert (turn["read_tokens"], turn["first_token_ms"]) == (10, 340)
+    assert not {"prefix", "times"} & (turn["usage"] or {}).keys()
     fetch, mail = turn["calls"]
     assert (fetch["state"], fetch["sends"], fetch["effect"]) == ("returned", 2, "read")
     assert (len(fetch["arguments"]), len(fetch["output"] or "")) == (1_000, 1_000)
@@ -148,6 +150,7 @@ def test_the_last_answer_is_a_turn_with_the_usage_that_is_left() -> None:
         "prompt_tokens_details": {"cached_tokens": 16},
     }
     assert (last["cached_tokens"], last["prefix_kept"]) == (16, True)
+    assert (last["read_tokens"], last["first_token_ms"]) == (4, None)
     for name in ("prompt_tokens", "completion_tokens", "total_tokens"):
         assert (first["usage"] or {})[name] + (last["usage"] or {})[name] == DONE.usage[name]  # type: ignore[index]
 
@@ -166,7 +169,11 @@ def test_a_timeline_has_turns_and_calls() -> None:
     steps = timeline(DONE, (), (), 9_000)["steps"]
 
     shown = [(each["step"], each["at_ms"]) for each in steps if each["step"] in ("turn", "call")]
-    assert shown == [("turn", 2_000), ("call", 2_000), ("call", 2_000)]
+    ended = DONE.history[-1].ended_ms
+    assert shown == [("turn", 2_000), ("call", 2_000), ("call", 2_000), ("turn", ended)]
+    turns = [each for each in steps if each["step"] == "turn"]
+    assert [(each["prompt_tokens"], each["read_tokens"]) for each in turns] == [(10, 10), (20, 4)]
+    assert [each["first_token_ms"] for each in turns] == [340, None]
     call = next(each for each in steps if each["step"] == "call")
     assert (call["name"], call["outcome"], call["duration_ms"]) == ("web.fetch", "returned", 1_000)
 
@@ -191,5 +198,5 @@ def test_a_turn_that_an_earlier_job_left_shows_what_is_done_in_this_one() -> Non
     assert (first["is_carried"], first["tokens"], first["started_ms"]) == (True, 0, None)
     assert (last["is_carried"], last["tokens"]) == (False, 12)
     shown = [(each["step"], each["at_ms"]) for each in steps if each["step"] in ("turn", "call")]
-    assert shown == [("call", job.created_ms)]
+    assert shown == [("call", job.created_ms), ("turn", job.history[-1].ended_ms)]
     assert [each["place"] for each in tools_used(job)["calls"]] == [1]

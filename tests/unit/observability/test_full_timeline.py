@@ -113,3 +113,14 @@ def test_turns_and_calls_are_lines_of_their_own() -> None:
 
     assert turn.split("s  ")[1] == "turn 1: 40 tokens"
     assert " ".join(call.split()) == "+0.00 s call web.fetch: not run, 2 sends 0.25 s"
+
+
+def test_a_turn_says_what_of_its_prompt_was_read_and_how_long_that_took() -> None:
+    turn: dict[str, Any] = {"step": "turn", "turn": 2, "count": 8, "at_ms": 0, "duration_ms": None}
+    read = {"prompt_tokens": 900, "read_tokens": 60, "first_token_ms": 340}
+    unknown = dict.fromkeys(read)
+
+    told, untold = timeline_lines([turn | read, turn | unknown])
+
+    assert told.split("s  ")[1] == "turn 2: 8 tokens, read 60 of 900, first after 0.34 s"
+    assert untold.split("s  ")[1] == "turn 2: 8 tokens"

@@ -62,7 +62,7 @@ def _words(step: dict[str, Any]) -> str:
         case "tokens":
             return f"tokens: {step['count']}"
         case "turn":
-            return f"turn {step['turn']}: {step['count']} tokens"
+            return f"turn {step['turn']}: {step['count']} tokens{_reading(step)}"
         case "call":
             again = f", {step['sends']} sends" if step["sends"] > 1 else ""
             return f"call {step['name']}: {step['outcome'].replace('_', ' ')}{again}"
@@ -70,6 +70,13 @@ def _words(step: dict[str, Any]) -> str:
             return _delivery(step)
         case name:
             return f"{name} (in all)" if name in _OUTCOMES else str(name)
+
+
+def _reading(step: dict[str, Any]) -> str:
+    """What of the turn's prompt was read, and until when its first token came."""
+    read, first_ms = step.get("read_tokens"), step.get("first_token_ms")
+    known = "" if read is None else f", read {read} of {step['prompt_tokens']}"
+    return known if first_ms is None else f"{known}, first after {first_ms / 1000:.2f} s"
 
 
 def _delivery(step: dict[str, Any]) -> str:
