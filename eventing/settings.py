@@ -21,8 +21,9 @@ from eventing.job.pipelines.document import load_pipelines
 from eventing.job.pipelines.fallback import NO_FALLBACKS, Fallbacks, load_fallbacks
 from eventing.job.plan import EMBED_STEP, MODERATE_STEP, NO_PIPELINES, Pipelines, Plan, tiers_of
 from eventing.job.store import LeaseSettings
+from eventing.job.tools.document import load_tools
 from eventing.job.tools.sealed import SealingKeys
-from eventing.job.tools.server import NO_TOOLS, ToolConfig, load_tools
+from eventing.job.tools.server import NO_TOOLS, ToolConfig
 from eventing.process.setting import HttpUrl, Token, token_file
 from eventing.store.conversation.policy import STEP as MEMORY
 from eventing.store.conversation.policy import memory_policy

@@ -32,7 +32,8 @@ from eventing.job.pipelines.audit import check_critics, parse_audit_rules
 from eventing.job.pipelines.document import check_served, parse_pipelines
 from eventing.job.pipelines.fallback import check_fallbacks, parse_fallbacks
 from eventing.job.plan import Pipelines, tiers_of
-from eventing.job.tools.server import DEFAULT_TIMEOUT_MS, ToolConfig, parse_tools
+from eventing.job.tools.document import parse_tools
+from eventing.job.tools.server import DEFAULT_TIMEOUT_MS, ToolConfig
 from eventing.process.egress import AllowList, check_url
 from eventing.process.once_loader import OnceLoader
 from eventing.process.setting import HttpUrl

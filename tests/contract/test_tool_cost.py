@@ -14,7 +14,8 @@ from eventing.broker.queue.queue import Queue
 from eventing.broker.router import DirectPublisher
 from eventing.cloudevent.event import build_binary
 from eventing.job.job import JobState
-from eventing.job.tools.server import NO_TOOLS, parse_tools
+from eventing.job.tools.document import parse_tools
+from eventing.job.tools.server import NO_TOOLS
 from eventing.store.redis_store import RedisStore, job_keys
 from tests.contract.broker.stack import trigger
 from tests.contract.rig import ANSWER, new_job

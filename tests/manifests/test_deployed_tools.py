@@ -13,7 +13,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from eventing.job.tools.server import load_tools, parse_tools
+from eventing.job.tools.document import load_tools, parse_tools
 from eventing.redis import keys
 from knative.autoscaling.keda.scaledobject import read_scaled_object
 from knative.deploy.doctor import Severity, examine

@@ -14,7 +14,7 @@ from eventing.broker.trigger import parse_trigger
 from eventing.cloudevent.event import Event
 from eventing.cloudevent.job_event import PLANNED
 from eventing.cloudevent.tool_event import CALLED
-from eventing.job.tools.server import parse_tools
+from eventing.job.tools.document import parse_tools
 from knative.deploy.doctor import Severity, examine
 from knative.deploy.emit import Resource
 from knative.deploy.render import parts

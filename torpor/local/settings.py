@@ -22,7 +22,8 @@ from eventing.job.pipelines.audit import check_critics, load_audit_rules
 from eventing.job.pipelines.document import check_served, load_pipelines
 from eventing.job.pipelines.fallback import check_fallbacks, load_fallbacks
 from eventing.job.plan import NO_PIPELINES, Pipelines
-from eventing.job.tools.server import NO_TOOLS, ToolConfig, load_tools
+from eventing.job.tools.document import load_tools
+from eventing.job.tools.server import NO_TOOLS, ToolConfig
 from eventing.process.setting import http_url
 from eventing.process.setting import redis_url as checked_redis_url
 from torpor.local.engine_kind import EngineKind

@@ -17,8 +17,8 @@ from eventing.job.tools.asked import (
     raw_without_credentials,
     without_credentials,
 )
+from eventing.job.tools.document import parse_tools
 from eventing.job.tools.request import OnApproval, check_hold, on_approval_of, tool_steps
-from eventing.job.tools.server import parse_tools
 
 CANARY = "sk-canary-7f3a"
 CONFIG = parse_tools(

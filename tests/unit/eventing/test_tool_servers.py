@@ -7,7 +7,8 @@ import pytest
 
 from eventing.errors import BadRequest
 from eventing.job.tools.call import EffectClass
-from eventing.job.tools.server import Approval, ServerKind, load_tools, parse_tools
+from eventing.job.tools.document import load_tools, parse_tools
+from eventing.job.tools.server import Approval, ServerKind
 from steps.tools.listing import body_with_tools, function_definition, pinned_server
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "tools" / "tools.yaml"

@@ -23,7 +23,8 @@ from eventing.job.pipelines.document import parse_pipelines
 from eventing.job.pipelines.fallback import Fallbacks, parse_fallbacks
 from eventing.job.plan import Pipelines
 from eventing.job.tools.call import EffectClass
-from eventing.job.tools.server import NO_TOOLS, ToolConfig, parse_tools
+from eventing.job.tools.document import parse_tools
+from eventing.job.tools.server import NO_TOOLS, ToolConfig
 from eventing.process.address import is_inside
 from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault
 from knative.deploy.doctor.rules.trigger import queues_read

@@ -9,9 +9,10 @@ import pytest
 from eventing.job.job import Job, JobId, JobRequest, JobState
 from eventing.job.plan import Plan, PlannedStep
 from eventing.job.tools.call import CallState, EffectClass, ToolCall, Turn, arguments_digest
+from eventing.job.tools.document import parse_tools
 from eventing.job.tools.limits import ToolLimits
 from eventing.job.tools.request import OnApproval
-from eventing.job.tools.server import Approval, ServerKind, ToolServer, parse_tools
+from eventing.job.tools.server import Approval, ServerKind, ToolServer
 from eventing.job.tools.tool_list import PinnedServer, PinnedTool, to_json
 from steps.tools.decision import ApprovalImpossible, decide
 from steps.tools.listing import effect_of
