@@ -21,6 +21,7 @@ from eventing.job.store import JobReader
 from eventing.job.stream import EntryKind, StreamEntry, cursor_order
 from eventing.live.shown import LiveReader, ShownEntries
 from eventing.live.stream_multiplexer import TokenCallback
+from eventing.redis.stream_entry import TokensEntry
 from eventing.replica import Replica
 
 _OUTLOOK_EVERY_S: Final = 1.0
@@ -82,11 +83,43 @@ class Moment:
     job: Job | None = None
 
 
+class DirectTokens:
+    """Writes tokens that continue at the reader's position to its connection as they are read; declines others, which
+    are then checked. `render` may count and collect what it renders, so it gets an entry only when its frames are
+    surely written.
+    """
+
+    __slots__ = ("_render", "_wire", "position")
+
+    def __init__(self, wire: ResponseWriter, render: Callable[[TokensEntry], bytes]) -> None:
+        self._wire = wire
+        self._render = render
+        self.position = StreamPosition(is_start=False)
+
+    def __call__(self, tokens: Sequence[TokensEntry]) -> bool:
+        if not self._wire.is_writable:
+            return False
+        place = self.position.place
+        for _, attempt, index, count, _, _ in tokens:
+            if place != (index, attempt):
+                return False
+            place = (index + count, attempt)
+        self.position.place = place
+        self._wire.write(b"".join(map(self._render, tokens)))
+        return True
+
+
+def write_directly(
+    wire: ResponseWriter | None, render: Callable[[TokensEntry], bytes]
+) -> DirectTokens | None:
+    return None if wire is None else DirectTokens(wire, render)
+
+
 async def moments(
     deps: LiveDeps,
     job: Job,
     after: str,
-    on_tokens: TokenCallback | None = None,
+    on_tokens: DirectTokens | None = None,
     *,
     with_result: bool = True,
 ) -> AsyncGenerator[Moment, None]:
@@ -102,13 +135,15 @@ async def moments(
     if position is None:
         yield Moment(fault=StreamFault.REWOUND)
         position = StreamPosition(is_start=False)
+    if on_tokens is not None:
+        on_tokens.position = position
     watched = _Reading(deps, job, position, with_result=with_result)
     stream = job.stream_id
     while not watched.is_over(stream):
         stream = watched.job.stream_id
         # Tokens of an answer that is held back are looked at one by one.
         direct = on_tokens if watched.job.hold is Hold.NONE else None
-        async with deps.live.follow(stream, after, _in_order(position, direct)) as live:
+        async with deps.live.follow(stream, after, direct) as live:
             reader = ShownEntries(live, deps.store, stream, lambda: watched.job.hold)
             try:
                 async with aclosing(watched.moments(reader)) as living:
@@ -255,21 +290,6 @@ def _checked(entries: Sequence[StreamEntry], position: StreamPosition) -> Iterat
     yield Moment(entries=tuple(good))
 
 
-def _in_order(position: StreamPosition, on_tokens: TokenCallback | None) -> TokenCallback | None:
-    """The callback for tokens that continue at the reader's position; it declines others, which are then checked."""
-    if on_tokens is None:
-        return None
-
-    def take(entries: Sequence[StreamEntry]) -> bool:
-        place = position.place
-        if position.accepts(entries) and on_tokens(entries):
-            return True
-        position.place = place
-        return False
-
-    return take
-
-
 async def _position_at(deps: LiveDeps, job_id: JobId, after: str) -> StreamPosition | None:
     """The position of a reader that has seen everything up to a cursor; None when the stream no longer has the
     entry there.
@@ -337,25 +357,6 @@ async def _next(reader: LiveReader, timeout_s: float) -> list[StreamEntry]:
     except Unavailable:
         await asyncio.sleep(min(timeout_s, 0.5))
         return []
-
-
-def write_directly(
-    wire: ResponseWriter | None, render: Callable[[StreamEntry], bytes]
-) -> TokenCallback | None:
-    """A callback that writes tokens to the connection as they are read.
-
-    `render` may count and collect what it renders, so it gets an entry only when its frames are surely written.
-    """
-    if wire is None:
-        return None
-
-    def on_tokens(entries: Sequence[StreamEntry]) -> bool:
-        if not wire.is_writable:
-            return False
-        wire.write(b"".join(map(render, entries)))
-        return True
-
-    return on_tokens
 
 
 async def job_now(deps: LiveDeps, job: Job, *, with_result: bool = True) -> Job:

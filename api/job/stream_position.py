@@ -4,7 +4,6 @@ Called by `api.job.live`. Tokens are numbered, so a reader learns that it missed
 some that it was shown (a failover, a power cut), and is not given an end that looks complete.
 """
 
-from collections.abc import Iterable
 from enum import StrEnum
 from typing import Final
 
@@ -12,7 +11,6 @@ from eventing.errors import TorporError
 from eventing.job.job import Job, JobState
 from eventing.job.stream import EntryKind, StreamEntry
 
-_TOKENS: Final = EntryKind.TOKENS
 _NUMBERED: Final = (EntryKind.ATTEMPT, EntryKind.TOKENS, EntryKind.TURN)
 
 
@@ -62,17 +60,6 @@ class StreamPosition:
         """Move behind `entry`, whatever came before it."""
         if entry.kind in _NUMBERED:
             self.place = (entry.index + len(entry.token_ids), entry.attempt)
-
-    def accepts(self, entries: Iterable[StreamEntry]) -> bool:
-        """Move behind `entries` if all of them continue. False when one does not; the position is then between
-        them.
-        """
-        for entry in entries:
-            is_next = entry.kind is _TOKENS and self.place == (entry.index, entry.attempt)
-            if not is_next and self.fault_of(entry) is not None:
-                return False
-            self.advance(entry)
-        return True
 
     def fault_at_end(self, job: Job) -> StreamFault | None:
         """What is wrong with the stream of the ended `job` when it ends here; nothing for a job without an answer."""

@@ -293,9 +293,10 @@ async def _frames(
     def render(entry: StreamEntry) -> bytes:
         return b"".join(map(data_frame, chunker.chunks(entry)))
 
+    on_tokens = write_directly(wire, lambda tokens: render(tokens.parsed()))
     yield KEEP_ALIVE  # the head goes out with it
     try:
-        async for moment in moments(deps, job, "", write_directly(wire, render)):
+        async for moment in moments(deps, job, "", on_tokens):
             if moment.fault is not None:
                 raise StreamBroken(moment.fault, job)
             if any(each.step in _MODEL_STEPS for each in moment.entries):

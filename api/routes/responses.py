@@ -259,7 +259,8 @@ async def _frames(
     def render(entry: StreamEntry) -> bytes:
         return dump(translator.feed(entry))
 
-    on_tokens = write_directly(writer_of(call.request.scope), render)
+    writer = writer_of(call.request.scope)
+    on_tokens = write_directly(writer, lambda tokens: render(tokens.parsed()))
     yield dump(translator.begin())
     try:
         async for moment in moments(call.deps.held.live, job, "", on_tokens):

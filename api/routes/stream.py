@@ -12,7 +12,7 @@ import orjson
 
 from api.http.protocol import ResponseWriter
 from api.http.sse import LINE_LIMIT_BYTES, frame, last_comment
-from api.job.live import LiveDeps, Moment, moments, write_directly
+from api.job.live import DirectTokens, LiveDeps, Moment, moments, write_directly
 from api.job.stream_position import StreamFault
 from api.view.items.retrieval import LinkFilters
 from api.view.job import JobView, job_view
@@ -23,7 +23,8 @@ from eventing.job.call.reasoning import entries_with_both_names
 from eventing.job.job import Job, JobState
 from eventing.job.stream import EntryKind, StreamEntry, calls_of
 from eventing.job.tools.progress import progress_of
-from eventing.live.stream_multiplexer import ReaderCutOff, TokenCallback
+from eventing.live.stream_multiplexer import ReaderCutOff
+from eventing.redis.stream_entry import TokensEntry
 from eventing.store.archive import LARGE_BYTES
 
 END: Final = ".end"
@@ -60,19 +61,23 @@ async def job_frames(
         yield last_comment(error.message)  # the client reconnects with its last id
 
 
-def token_frame(entry: StreamEntry) -> bytes:
-    """`entry_event` of tokens as a frame, in a third of the time, since every live token of every reader passes
+def token_frame(entry: TokensEntry) -> bytes:
+    """`entry_event` of tokens as a frame, in a fraction of the time, since every live token of every reader passes
     here.
     """
-    return (
-        f"id: {entry.cursor}\nevent: tokens\n"
-        f'data: {{"attempt":{entry.attempt},"index":{entry.index},"count":{len(entry.token_ids)},'
-        f'"delta":{entries_with_both_names(entry.delta) or "[]"}}}\n\n'
-    ).encode()
+    cursor, attempt, index, count, _, delta = entry
+    if b'"reasoning' in delta:
+        delta = entries_with_both_names(delta.decode()).encode()
+    return _TOKEN_FRAME % (cursor, attempt, index, count, delta or b"[]")
+
+
+_TOKEN_FRAME: Final = (
+    b'id: %b\nevent: tokens\ndata: {"attempt":%d,"index":%d,"count":%d,"delta":%b}\n\n'
+)
 
 
 async def job_events(
-    deps: LiveDeps, job: Job, after: str, on_tokens: TokenCallback | None = None
+    deps: LiveDeps, job: Job, after: str, on_tokens: DirectTokens | None = None
 ) -> AsyncGenerator[tuple[str, Any, str], None]:
     """Name, data and cursor of each event, except those that `on_tokens` takes.
 
@@ -116,7 +121,7 @@ def _place(cursor: str) -> tuple[int, int, bool]:
 
 
 async def _raw_events(
-    deps: LiveDeps, job: Job, after: str, on_tokens: TokenCallback | None
+    deps: LiveDeps, job: Job, after: str, on_tokens: DirectTokens | None
 ) -> AsyncGenerator[tuple[str, Any, str], None]:
     cursor = after
     if not after:

@@ -22,7 +22,7 @@ from eventing.job.store import JobReader
 from eventing.job.stream import EntryKind, StreamEntry, cursor_order
 from eventing.redis import keys
 from eventing.redis.connection import connect, failures_named
-from eventing.redis.stream_entry import parse_flat_entry
+from eventing.redis.stream_entry import TokensEntry, parse_flat_entry, tokens_entry
 
 _BLOCK_MS: Final = 1_000
 """Must stay below the socket timeout, or an idle multiplexer would be taken for an unavailable store."""
@@ -53,13 +53,14 @@ class ReaderCutOff(TorporError):
     code = "reader_cut_off"
 
 
-_TOKENS: Final = EntryKind.TOKENS
-_Answer = Sequence[tuple[bytes, Sequence[tuple[bytes, list[bytes]]]]]
-"""For each key its entries: a cursor, and names and values in turn."""
+_Raw = Sequence[tuple[bytes, list[bytes]]]
+"""Entries as Redis sends them: each a cursor, and names and values in turn."""
+_Answer = Sequence[tuple[bytes, _Raw]]
+"""Entries by the key of their stream."""
 
-TokenCallback = Callable[[Sequence[StreamEntry]], bool]
-"""Takes tokens as soon as they are read; False when it cannot take them now. It runs in the multiplexer's loop and
-must not wait.
+TokenCallback = Callable[[Sequence[TokensEntry]], bool]
+"""Takes entries of tokens as soon as they are read; False when it cannot take them now. It runs in the multiplexer's
+loop and must not wait.
 """
 
 
@@ -69,10 +70,10 @@ class Reader:
     __slots__ = (
         "_arrived",
         "_bytes",
+        "_direct",
         "_entries",
         "_failure",
         "_is_ahead",
-        "_is_listening",
         "_is_live",
         "_join",
         "_on_tokens",
@@ -96,7 +97,7 @@ class Reader:
         self._on_tokens = on_tokens
         self._is_live = False
         self._is_ahead = False
-        self._is_listening = False
+        self._direct: TokenCallback | None = None
         self._entries: deque[StreamEntry] = deque()
         self._bytes = 0
         self._failure: Exception | None = None
@@ -118,14 +119,14 @@ class Reader:
             if entries:
                 return entries
         if not self._arrived.is_set():
-            self._is_listening = True
+            self._direct = self._on_tokens  # nothing is buffered, so order is kept
             try:
                 async with asyncio.timeout(timeout_s):
                     await self._arrived.wait()
             except TimeoutError:
                 return []
             finally:
-                self._is_listening = False
+                self._direct = None
         if self._failure is not None:
             raise self._failure
         return self._drain()
@@ -140,16 +141,39 @@ class Reader:
             self._is_ahead = False  # the tail may bring them again
         return entries
 
+    def take(self, tokens: Sequence[TokensEntry]) -> bool:
+        """True when the callback took them: it is asked only while the reader waits with an empty buffer. Called by
+        the multiplexer only, for every live token.
+        """
+        direct = self._direct
+        if direct is None or not (self._is_ahead or self._is_after_cursor(tokens[0])):
+            return False
+        try:
+            was_taken = direct(tokens)
+        except (
+            Exception
+        ) as error:  # the error is raised by the reader's next(); other readers go on
+            self._direct, self._failure = None, error
+            self._arrived.set()
+            return True
+        if was_taken:
+            self.cursor = tokens[-1].cursor.decode()
+            self._is_ahead = True
+        return was_taken
+
+    def _is_after_cursor(self, entry: TokensEntry) -> bool:
+        return cursor_order(entry.cursor.decode()) > cursor_order(self.cursor)
+
     def push(self, entries: Sequence[StreamEntry]) -> None:
         """Called by the multiplexer only. A reader whose buffer overflows is cut off; a reader with an empty buffer
         can always take one read of the multiplexer.
         """
         if self._failure is not None:
             return
-        if not self._is_ahead:
-            entries = self._fresh(entries)
-        if not entries or self._was_taken(entries):
+        entries = self._fresh(entries)
+        if not entries:
             return
+        self._direct = None
         more = sum(_weight(entry) for entry in entries)
         if self._entries and self._bytes + more > _BUFFER_BYTES:
             self._failure = ReaderCutOff(f"too slow; go on after {self.cursor}")
@@ -158,25 +182,6 @@ class Reader:
             self._entries.extend(entries)
             self._bytes += more
         self._arrived.set()
-
-    def _was_taken(self, entries: Sequence[StreamEntry]) -> bool:
-        """The callback is used only while the reader waits with an empty buffer, so that order is kept."""
-        if not self._is_listening or self._on_tokens is None or self._entries:
-            return False
-        for entry in entries:
-            if entry.kind is not _TOKENS:
-                return False
-        try:
-            was_taken = self._on_tokens(entries)
-        except (
-            Exception
-        ) as error:  # the error is raised by the reader's next(); other readers go on
-            self._failure = error
-            self._arrived.set()
-            return True
-        if was_taken:
-            self.cursor = entries[-1].cursor
-        return was_taken
 
     def _drain(self) -> list[StreamEntry]:
         self._arrived.clear()
@@ -330,10 +335,8 @@ class StreamMultiplexer:
         until_s = _cpu_s() + _SLICE_S
         for key, raw in answer:
             stream = by_key[key]
-            entries = [parse_flat_entry(cursor, flat) for cursor, flat in raw]
             stream.position = raw[-1][0]
-            for reader in stream.readers:
-                reader.push(entries)
+            _pass_on(raw, stream.readers)
             if _cpu_s() > until_s:
                 await asyncio.sleep(0)
                 until_s = _cpu_s() + _SLICE_S
@@ -352,6 +355,21 @@ class StreamMultiplexer:
                         async with failures_named():
                             await self._control.client_unblock(self._connection_id)
                 await asyncio.sleep(_NUDGE_EVERY_S)
+
+
+def _pass_on(raw: _Raw, readers: Iterable[Reader]) -> None:
+    """Give entries of one stream to its readers. They are parsed once, and not at all when they are tokens that every
+    reader takes as they are.
+    """
+    tokens = [entry for cursor, flat in raw if (entry := tokens_entry(cursor, flat))]
+    is_all_tokens = len(tokens) == len(raw)
+    entries: list[StreamEntry] | None = None
+    for reader in readers:
+        if is_all_tokens and reader.take(tokens):
+            continue
+        if entries is None:
+            entries = [parse_flat_entry(cursor, flat) for cursor, flat in raw]
+        reader.push(entries)
 
 
 _cpu_s: Final = time.thread_time

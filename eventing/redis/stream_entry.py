@@ -4,30 +4,58 @@ Called by both stores and `eventing.live.stream_multiplexer`; the Lua scripts wr
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from eventing.job.job import JobState
 from eventing.job.plan import StepStatus
 from eventing.job.stream import EntryKind, StreamEntry
 from eventing.job.tools.call import CallState
 
+
+class TokensEntry(NamedTuple):
+    """An entry of tokens as it is in the store, for readers that pass it on: texts are bytes, and ids are counted. A
+    hot path: one is made for every live token.
+    """
+
+    cursor: bytes
+    attempt: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which is not used
+    count: int  # type: ignore[assignment]  # hides tuple.count, likewise
+    ids: bytes
+    delta: bytes
+
+    def parsed(self) -> StreamEntry:
+        """The same as any reader sees it."""
+        return StreamEntry(
+            self.cursor.decode(),
+            EntryKind.TOKENS,
+            self.attempt,
+            self.index,
+            tuple(map(int, self.ids.split())),
+            self.delta.decode(),
+        )
+
+
+def tokens_entry(cursor: bytes, flat: Sequence[bytes]) -> TokensEntry | None:
+    """From names and values in turn, as Redis sends them; None for an entry that is not of tokens alone, in the order
+    in which `append.lua` writes their fields.
+    """
+    if len(flat) != _TOKENS_LENGTH or flat[::2] != _TOKENS_LAYOUT or flat[1] != b"tokens":
+        return None
+    _, _, _, attempt, _, index, _, ids, _, delta = flat
+    count = 1 if ids.isdigit() else len(ids.split())
+    # A NamedTuple's own constructor takes three times as long.
+    return _new_tuple(TokensEntry, (cursor, int(attempt), int(index), count, ids, delta))
+
+
 _TOKENS_LAYOUT: Final = [b"kind", b"attempt", b"index", b"ids", b"delta"]
-"""The fields of a token entry in the order in which `append.lua` writes them."""
-_TOKENS: Final = EntryKind.TOKENS
-_NO_MORE: Final = tuple(StreamEntry("", EntryKind.TOKENS, 0))[6:]
-_new_tuple: Final = tuple.__new__  # a NamedTuple's own constructor takes three times as long
+_TOKENS_LENGTH: Final = 2 * len(_TOKENS_LAYOUT)
+_new_tuple: Final = tuple.__new__
 
 
 def parse_flat_entry(cursor: bytes, flat: Sequence[bytes]) -> StreamEntry:
-    """As `parse_entry`, from names and values in turn, as Redis sends them. A hot path: called for every live
-    token.
-    """
-    if flat[::2] != _TOKENS_LAYOUT:
-        return parse_entry(cursor, dict(zip(flat[::2], flat[1::2], strict=True)))
-    _, _, _, attempt, _, index, _, ids, _, delta = flat
-    numbers = (int(ids),) if ids.isdigit() else tuple(map(int, ids.split()))
-    values = (cursor.decode(), _TOKENS, int(attempt), int(index), numbers, delta.decode())
-    return _new_tuple(StreamEntry, (*values, *_NO_MORE))
+    """As `parse_entry`, from names and values in turn."""
+    return parse_entry(cursor, dict(zip(flat[::2], flat[1::2], strict=True)))
 
 
 _KINDS: Final = frozenset(str(kind).encode() for kind in EntryKind)

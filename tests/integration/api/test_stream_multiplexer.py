@@ -13,6 +13,7 @@ from eventing.job.store import NewJob
 from eventing.job.stream import EntryKind, StreamEntry
 from eventing.live import stream_multiplexer as token_hub
 from eventing.live.stream_multiplexer import Reader, ReaderCutOff, StreamMultiplexer
+from eventing.redis.stream_entry import TokensEntry
 from eventing.store.redis_store import RedisStore
 from tests.awake import awake_s
 from tests.integration.api.conftest import chat_line
@@ -158,9 +159,9 @@ class Bucket:
         self.tokens: list[int] = []
         self.is_open = True
 
-    def __call__(self, entries: Sequence[StreamEntry]) -> bool:
+    def __call__(self, entries: Sequence[TokensEntry]) -> bool:
         if self.is_open:
-            self.tokens += [token for entry in entries for token in entry.token_ids]
+            self.tokens += [token for entry in entries for token in entry.parsed().token_ids]
         return self.is_open
 
 
@@ -248,7 +249,7 @@ async def test_a_read_that_was_begun_for_a_reader_who_left_is_not_told_to_the_ne
 async def test_a_tap_that_breaks_is_its_own_readers_affair(
     hub: StreamMultiplexer, store: RedisStore
 ) -> None:
-    def broken(entries: Sequence[StreamEntry]) -> bool:
+    def broken(entries: Sequence[TokensEntry]) -> bool:
         raise ZeroDivisionError
 
     predictor = await running(store)
@@ -317,7 +318,7 @@ async def test_other_calls_get_their_turn_while_many_entries_are_passed_on(
             turns += 1
             await asyncio.sleep(0)
 
-    def take(_: Sequence[StreamEntry]) -> bool:
+    def take(_: Sequence[TokensEntry]) -> bool:
         seen.append(turns)
         return True
 
@@ -325,7 +326,7 @@ async def test_other_calls_get_their_turn_while_many_entries_are_passed_on(
         for _ in range(12):
             reader = await stack.enter_async_context(hub.follow(new_job_id(), "1-0", take))
             reader._is_live = hub._join(reader) or True
-            reader._is_listening = True
+            reader._direct = take
         others = group.create_task(other_calls())
         entry = (b"2-0", [b"kind", b"tokens", b"attempt", b"1", b"index", b"0"])
         entry[1].extend([b"ids", b"7", b"delta", b"[]"])

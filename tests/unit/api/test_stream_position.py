@@ -20,8 +20,14 @@ def turn(index: int) -> StreamEntry:
 
 def behind(*entries: StreamEntry) -> StreamPosition:
     position = StreamPosition(is_start=True)
-    assert position.accepts(entries)
+    move(position, *entries)
     return position
+
+
+def move(position: StreamPosition, *entries: StreamEntry) -> None:
+    for entry in entries:
+        assert position.fault_of(entry) is None
+        position.advance(entry)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +58,8 @@ def test_entries_must_continue_at_the_last_token(
 def test_a_restart_within_a_later_turn_keeps_the_turns_before() -> None:
     position = behind(attempt(1), tokens(0, 3), turn(3), attempt(2, 3), tokens(3, 2, attempt=2))
 
-    assert position.accepts([attempt(3, 3, is_restart=True), tokens(3, 4, attempt=3)])
+    move(position, attempt(3, 3, is_restart=True), tokens(3, 4, attempt=3))
+
     assert position.place == (7, 3)
 
 
