@@ -9,7 +9,7 @@ and delays no other. Must not know HTTP. A Redis Cluster, which would need one c
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
@@ -27,10 +27,14 @@ from eventing.redis.stream_entry import TokensEntry, parse_flat_entry, tokens_en
 _BLOCK_MS: Final = 1_000
 """Must stay below the socket timeout, or an idle multiplexer would be taken for an unavailable store."""
 _SHORT_BLOCK_MS: Final = 10
-"""The block time while there are more streams than one read covers."""
+"""The block time while more streams are silent than one read covers."""
 _SOCKET_TIMEOUT_S: Final = 2.5
 _STREAMS_PER_READ: Final = 1_000
-"""Streams of one read. A read costs the store about 1.5 µs a stream, during which it serves no other command."""
+"""Streams of one read while all are silent. A read costs the store about 1.5 µs a stream, during which it serves no
+other command.
+"""
+_STREAMS_PER_BUSY_READ: Final = 250
+"""While there is news: it is passed on before the next answer comes, and while it is in the processor's cache."""
 _ROUND_PER_STREAM_S: Final = 6e-6
 """All streams are read once in so long for each of them, or more seldom: a quarter of the store's time at most. The
 token of a single reader is hardly delayed.
@@ -38,6 +42,8 @@ token of a single reader is hardly delayed.
 _SLICE_S: Final = 0.002
 """After so long, other calls of the process get their turn before the next entries are passed on."""
 _ENTRIES_PER_READ: Final = 64
+_TURNS_TO_SEND: Final = 2
+"""Iterations of the event loop in which a task begins and its command is written."""
 _NUDGE_EVERY_S: Final = 0.005
 _BACKOFF_S: Final = 0.5
 _BUFFER_BYTES: Final = 256 * 1024
@@ -55,8 +61,6 @@ class ReaderCutOff(TorporError):
 
 _Raw = Sequence[tuple[bytes, list[bytes]]]
 """Entries as Redis sends them: each a cursor, and names and values in turn."""
-_Answer = Sequence[tuple[bytes, _Raw]]
-"""Entries by the key of their stream."""
 
 TokenCallback = Callable[[Sequence[TokensEntry]], bool]
 """Takes entries of tokens as soon as they are read; False when it cannot take them now. It runs in the multiplexer's
@@ -218,6 +222,9 @@ class _Stream:
         self.readers: set[Reader] = set()
 
 
+_News = tuple[_Stream, _Raw]
+
+
 class StreamMultiplexer:
     """The shared connection and its readers. Run `run` in a task of the process."""
 
@@ -230,6 +237,7 @@ class StreamMultiplexer:
         self._streams: dict[bytes, _Stream] = {}
         self._version = 0
         self._read_version = 0
+        self._next_round_s = 0.0
         self._connection_id = 0
         self._changed = asyncio.Event()
 
@@ -287,59 +295,56 @@ class StreamMultiplexer:
         await self._redis.aclose()
 
     async def _read_until_failure(self) -> None:
+        """While the entries of one read are passed on, the store makes the answer to the next."""
         async with failures_named():
             (self._connection_id,) = await self._line.send([("CLIENT", "ID")])
+            news: Sequence[_News] = ()
+            is_busy = False
             while True:
                 while not self._streams:
                     self._changed.clear()
                     await self._changed.wait()
-                await self._read_all()
+                due_s, found = self._next_round_s, 0
+                for streams, block_ms in self._round(is_busy):
+                    reading = asyncio.create_task(self._read(streams, block_ms, due_s))
+                    try:
+                        for _ in range(_TURNS_TO_SEND):
+                            await asyncio.sleep(0)
+                        await _pass_on(news)
+                        news = await reading
+                    finally:
+                        reading.cancel()
+                    found += len(news)
+                is_busy = found > 0
 
-    async def _read_all(self) -> None:
-        """Every stream once. While the entries of one read are passed on, the store makes the answer to the next."""
-        began_s = time.monotonic()
+    def _round(self, is_busy: bool) -> Iterator[tuple[Sequence[_Stream], int]]:
+        """The reads of every stream once: of which, and how long it may block."""
         self._read_version = self._version
         streams = list(self._streams.values())
-        parts = [
-            streams[at : at + _STREAMS_PER_READ] for at in range(0, len(streams), _STREAMS_PER_READ)
-        ]
-        block_ms = _BLOCK_MS if len(parts) == 1 else _SHORT_BLOCK_MS
-        answer = await self._read(parts[0], block_ms)
-        for part, following in zip(parts, [*parts[1:], None], strict=True):
-            if following is None:
-                await self._hand_out(part, answer)
-                continue
-            reading = asyncio.create_task(self._read(following, block_ms))
-            try:
-                await self._hand_out(part, answer)
-                answer = await reading
-            finally:
-                reading.cancel()
-        due_s = began_s + len(streams) * _ROUND_PER_STREAM_S
-        await asyncio.sleep(max(0.0, due_s - time.monotonic()))
+        self._next_round_s = max(
+            self._next_round_s, time.monotonic() + len(streams) * _ROUND_PER_STREAM_S
+        )
+        most = _STREAMS_PER_BUSY_READ if is_busy else _STREAMS_PER_READ
+        block_ms = 0 if is_busy else _SHORT_BLOCK_MS
+        for at in range(0, len(streams), most):
+            yield streams[at : at + most], _BLOCK_MS if len(streams) <= most else block_ms
 
-    async def _read(self, streams: Sequence[_Stream], block_ms: int) -> _Answer:
-        """What is new in these streams, by their keys."""
-        keys_first = [stream.key for stream in streams], [stream.position for stream in streams]
-        head = ("XREAD", "COUNT", _ENTRIES_PER_READ, "BLOCK", block_ms, "STREAMS")
-        (answer,) = await self._line.send([(*head, *keys_first[0], *keys_first[1])])
-        return answer or ()
-
-    async def _hand_out(self, streams: Iterable[_Stream], answer: _Answer) -> None:
-        """Pass on what was read of `streams`. A stream whose last reader left meanwhile may have been joined anew,
-        from an earlier position: this answer is not for that reader.
+    async def _read(
+        self, streams: Sequence[_Stream], block_ms: int, due_s: float
+    ) -> Sequence[_News]:
+        """What is new in these streams. One whose last reader leaves meanwhile may be joined anew, from an earlier
+        position: this answer is not for that reader.
         """
-        if not answer:
-            return
-        by_key = {stream.key: stream for stream in streams}
-        until_s = _cpu_s() + _SLICE_S
-        for key, raw in answer:
-            stream = by_key[key]
+        if (early_s := due_s - time.monotonic()) > 0:
+            await asyncio.sleep(early_s)
+        head = ("XREAD", "COUNT", _ENTRIES_PER_READ, *(("BLOCK", block_ms) if block_ms else ()))
+        names, positions = [each.key for each in streams], [each.position for each in streams]
+        (answer,) = await self._line.send([(*head, "STREAMS", *names, *positions)])
+        by_key = {each.key: each for each in streams}
+        news = [(by_key[key], raw) for key, raw in answer or ()]
+        for stream, raw in news:
             stream.position = raw[-1][0]
-            _pass_on(raw, stream.readers)
-            if _cpu_s() > until_s:
-                await asyncio.sleep(0)
-                until_s = _cpu_s() + _SLICE_S
+        return news
 
     async def _unblock_read(self) -> None:
         """Interrupt the blocking read after a stream was added, until the read covers it.
@@ -357,9 +362,19 @@ class StreamMultiplexer:
                 await asyncio.sleep(_NUDGE_EVERY_S)
 
 
-def _pass_on(raw: _Raw, readers: Iterable[Reader]) -> None:
-    """Give entries of one stream to its readers. They are parsed once, and not at all when they are tokens that every
-    reader takes as they are.
+async def _pass_on(news: Iterable[_News]) -> None:
+    """Give entries to the readers of their streams; other calls get their turn meanwhile."""
+    until_s = _cpu_s() + _SLICE_S
+    for stream, raw in news:
+        _pass_on_one(raw, stream.readers)
+        if _cpu_s() > until_s:
+            await asyncio.sleep(0)
+            until_s = _cpu_s() + _SLICE_S
+
+
+def _pass_on_one(raw: _Raw, readers: Iterable[Reader]) -> None:
+    """Entries of one stream are parsed once, and not at all when they are tokens that every reader takes as they
+    are.
     """
     tokens = [entry for cursor, flat in raw if (entry := tokens_entry(cursor, flat))]
     is_all_tokens = len(tokens) == len(raw)

@@ -330,7 +330,7 @@ async def test_other_calls_get_their_turn_while_many_entries_are_passed_on(
         others = group.create_task(other_calls())
         entry = (b"2-0", [b"kind", b"tokens", b"attempt", b"1", b"index", b"0"])
         entry[1].extend([b"ids", b"7", b"delta", b"[]"])
-        await hub._hand_out(hub._streams.values(), [(key, [entry]) for key in hub._streams])
+        await token_hub._pass_on([(stream, [entry]) for stream in hub._streams.values()])
         others.cancel()
 
     assert len(seen) == 12
