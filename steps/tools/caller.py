@@ -74,7 +74,7 @@ class ComeBack(TorporError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallerDeps:
-    """What a caller is made of."""
+    """The dependencies of a caller."""
 
     calls: ToolCalls
     targets: Targets
@@ -188,7 +188,7 @@ class Caller:
                     return
 
     async def _attempt(self, job: Job, call: ToolCall, sent: Sent, token: str) -> None:
-        """One send, or one look at a call that was accepted, and what is stored of it."""
+        """One send of a call, or one poll of a call that was accepted, with its outcome stored."""
         loop = asyncio.get_running_loop()
         server, began_s, word = (
             self._deps.targets.configured(job, call.server),
@@ -224,7 +224,7 @@ class Caller:
     async def _dial(
         self, job: Job, call: ToolCall, server: ToolServer | None, send: int, token: str
     ) -> CallEnd:
-        """Send the call; how that ended."""
+        """How sending the call ended."""
         try:
             pinned = {each.server_label: each for each in pinned_servers(job.tool_list)}
             origin = pinned[call.server].origin if call.server in pinned else ""
@@ -293,7 +293,7 @@ class Caller:
     async def _ended(
         self, job: Job, call: ToolCall, target: Target, send: int, answer: Answer
     ) -> CallEnd:
-        """What an answer means for the call."""
+        """How the send ended, by the tool's answer."""
         match answer:
             case Result():
                 return await self._returned(job, call, target, answer)
@@ -366,7 +366,7 @@ class Caller:
             await asyncio.sleep(_PAUSE_S)
 
     async def _called_off(self, job: Job, call: ToolCall) -> None:
-        """Tell the tool, as far as it hears, that the call is not wanted any more."""
+        """Tell the tool that the call is not wanted any more, where its protocol has a way to say so."""
         server = self._deps.targets.configured(job, call.server)
         with suppress(Refused, NotSent, BadRequest):
             target = self._deps.targets.target(job, call.server)
@@ -383,7 +383,7 @@ def asked_again_ms(waited_ms: int) -> int:
 
 
 def token_hash(token: str) -> str:
-    """What is stored of a call's token."""
+    """The hash of a call's token, which is all that is stored of it."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 

@@ -93,7 +93,7 @@ def decide(
 
 
 class _Decision:
-    """One answer that asks for tools of ours."""
+    """The decision about one answer that asks for tools that are run here."""
 
     def __init__(
         self,
@@ -166,7 +166,7 @@ class _Decision:
         return max(first for first, _ in known) + known[-1][1] if known else 0
 
     def _call(self, place: int, said: _Said, before: Sequence[ToolCall]) -> ToolCall:
-        """One call with its state."""
+        """A call of the turn, in the state in which it is committed."""
         call = ToolCall(
             turn=self._number,
             place=place,
@@ -193,7 +193,7 @@ class _Decision:
         return self._to_approve(call, server, tool)
 
     def _bound(self, call: ToolCall, server: PinnedServer, tool: PinnedTool) -> ToolCall:
-        """The call with what it stands for."""
+        """The call with the server and tool that its name stands for."""
         call = replace(
             call,
             server=server.server_label,

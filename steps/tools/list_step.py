@@ -41,7 +41,7 @@ class ToolsAway(SetAside):
 
 
 class ListTools:
-    """The handler. Targets and clients belong to the caller."""
+    """The handler of the step `list-tools`. Targets and clients belong to the caller."""
 
     def __init__(self, targets: Targets, clients: Clients) -> None:
         self._targets = targets

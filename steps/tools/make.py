@@ -18,7 +18,7 @@ from steps.tools.targets import Credentials, Targets
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolParts:
-    """Of one process."""
+    """What a process that runs tool calls has once."""
 
     calls: ToolCalls
     list_tools: ListTools
@@ -27,7 +27,7 @@ class ToolParts:
 
 
 def make_tools(settings: StepsSettings, store: ToolStore, route: Route, clock: Clock) -> ToolParts:
-    """The parts; store and route belong to the caller."""
+    """The parts for tool calls of a process; store and route belong to the caller."""
     credentials = Credentials(folder=settings.tool_credentials_dir, keys=settings.sealing_keys)
     targets, clients = Targets(settings.tools, credentials), Clients(clock)
     results = ToolResults(tool_results(settings.files_url))

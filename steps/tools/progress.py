@@ -52,7 +52,7 @@ _OVER: Final = (ProgressStatus.LATE, ProgressStatus.MISSING)
 def said_text(
     progress: float | None, total: float | None, message: str | None, secrets: Sequence[str]
 ) -> str:
-    """As it is stored: without the credentials that the tool was sent, which some servers repeat."""
+    """The progress as it is stored: without the credentials that the tool was sent, which some servers repeat."""
     said = (message or "")[:_READ_CHARS]
     for secret in secrets:
         said = said.replace(secret, "[credential]")

@@ -17,7 +17,9 @@ from eventing.job.tools.server import LABEL, ToolConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolSettings:
-    """Of one job. `servers` are labels that the operator bound to the model, beside those of the request."""
+    """The settings of the step `tools` of one job. `servers` are labels that the operator bound to the model, beside
+    those of the request.
+    """
 
     servers: tuple[str, ...] = ()
     on_approval: OnApproval = OnApproval.WAIT
@@ -26,7 +28,7 @@ class ToolSettings:
 
 
 def parse_tool_settings(settings: Mapping[str, Any]) -> ToolSettings:
-    """Raises `BadRequest` naming the setting."""
+    """The settings of the step `tools`. Raises `BadRequest` naming the setting."""
     for name in settings.keys() - {SERVERS, ON_APPROVAL, "taint", LIMITS}:
         raise BadRequest("is not supported", name)
     servers, limits = settings.get(SERVERS, ()), settings.get(LIMITS, {})
@@ -47,7 +49,7 @@ def parse_tool_settings(settings: Mapping[str, Any]) -> ToolSettings:
 
 
 def parse_list_settings(settings: Mapping[str, Any]) -> ToolSettings:
-    """The same of `list-tools`, whose limits are those of `tools`."""
+    """The settings of the step `list-tools`, whose limits are those of `tools`. Raises as `parse_tool_settings`."""
     if LIMITS in settings:
         raise BadRequest("is a setting of the step tools", LIMITS)
     return parse_tool_settings(settings)

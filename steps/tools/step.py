@@ -30,7 +30,7 @@ from steps.tools.settings import limits_of, parse_tool_settings
 
 
 class Tools:
-    """The handler."""
+    """The handler of the step `tools`."""
 
     def __init__(
         self, config: ToolConfig, results: ToolResults, clock: Clock, prices: Prices

@@ -124,7 +124,7 @@ class Targets:
 
 
 def operators_own(url: str) -> AllowList:
-    """What an operator allowed by configuring the address: its host, wherever that is."""
+    """The allow list for an address that the operator configured: its host, also inside the cluster."""
     host = (URL(url).raw_host or "").lower().removesuffix(".")
     return AllowList.parse([host.partition("%")[0]])
 

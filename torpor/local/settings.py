@@ -136,7 +136,7 @@ class StackSettings(BaseSettings):
     `engine_args`, `min_replicas`, `max_replicas`, `container_concurrency`.
     """
     pipelines_file: Path | None = Field(None, json_schema_extra=_PIPELINES)
-    """Steps before the thought, in YAML: one entry a model, with its steps."""
+    """Steps before and after the model, in YAML: one entry a model, with its steps."""
     tools_file: Path | None = Field(None, json_schema_extra=_TOOLS)
     """Tool servers, in YAML: MCP servers and functions that models may call."""
     model_name: str = Field("", pattern=r"^[A-Za-z0-9._:/@-]{0,128}$", json_schema_extra=_NAME)

@@ -1,4 +1,4 @@
-// A job's life as bars: queue, waking, steps before the thought and after it, attempts, tokens, webhooks.
+// A job's life as bars: queue, waking, steps before and after the model, attempts, tokens, webhooks.
 
 import { make } from "./dom.js";
 import { ENDED, precise, seconds, words } from "./format.js";

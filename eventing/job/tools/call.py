@@ -139,7 +139,7 @@ class ToolCall:
     token_hash: str = ""  #: of the single-use token with which a later result comes
 
     def to_json(self) -> bytes:
-        """As it stands in the record: what differs from the defaults."""
+        """The call's field in the record: the members that differ from their defaults."""
         record = asdict(self)
         return orjson.dumps({k: v for k, v in record.items() if v not in ("", 0) or k in _ALWAYS})
 
@@ -174,7 +174,7 @@ class Turn:
     calls: tuple[ToolCall, ...] = ()
 
     def to_json(self) -> bytes:
-        """As it stands in the record; calls are fields of their own."""
+        """The turn's field in the record; its calls are fields of their own."""
         return orjson.dumps(
             {
                 "number": self.number,
@@ -204,7 +204,7 @@ class Turn:
 
     @property
     def phase(self) -> ToolPhase:
-        """What it waits for, while it is not done."""
+        """What the job waits for while some call of the turn is not final."""
         left = [call.state for call in self.calls if not call.state.is_final]
         if any(not state.is_waiting_for_person for state in left):
             return ToolPhase.TOOL
@@ -230,7 +230,7 @@ def idempotency_key(job_id: str, turn: int, place: int, epoch: int) -> str:
 
 
 def item_id(job_id: str, turn: int, place: int) -> str:
-    """The id of the item that shows the call; of job, turn and place, so that every reader sees the same."""
+    """The id of the item that shows the call, made of job, turn and place: every reader sees the same one."""
     return f"mcp_{job_id.removeprefix('job_')}_{turn}_{place}"
 
 

@@ -37,7 +37,7 @@ class Carried:
 
     @property
     def taken(self) -> dict[str, Any]:
-        """What the store compares."""
+        """The turn and its open approvals, as the script that takes them compares them with the earlier job."""
         calls = [{"place": place, "id": name} for place, name in self.approvals.items()]
         return {"job": self.job_id, "turn": self.number, "calls": calls}
 

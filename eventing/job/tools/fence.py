@@ -47,7 +47,7 @@ def visible(text: str) -> str:
 
 
 def digest_mark(text: str) -> str:
-    """A mark for a result whose job's is not known: of its own text, into which it can not be written."""
+    """The mark of a result whose job is not known: a digest of the text, which no text can hold of itself."""
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
 
 

@@ -27,7 +27,7 @@ class StoppedBy(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolLimits:
-    """Of one job."""
+    """The limits of one job's tool loop."""
 
     max_turns: int = 16
     max_calls: int = 64
@@ -45,7 +45,7 @@ class ToolLimits:
     repeats_stopped: int = 4  #: the equal call at which tools go off
 
     def capped(self, asked: Mapping[str, Any]) -> "ToolLimits":
-        """With what is asked for, where that is less."""
+        """These limits, lowered by those of `asked` that are less."""
         own = {each.name: getattr(self, each.name) for each in fields(self)}
         for name in own.keys() & asked.keys():
             if _is_limit(name, asked[name]):

@@ -19,7 +19,7 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
 
 def progress_text(progress: Any, total: Any = None, message: Any = None) -> str:
-    """As it stands in the record; empty where nothing can be read in it."""
+    """The progress as the record keeps it; empty where none can be read."""
     said: dict[str, Any] = {}
     for name, value in (("progress", progress), ("total", total)):
         if (number := _number(value)) is not None:
@@ -32,7 +32,7 @@ def progress_text(progress: Any, total: Any = None, message: Any = None) -> str:
 
 
 def progress_of(text: str) -> Mapping[str, Any] | None:
-    """What a record or a stream entry has, with every member; None for nothing."""
+    """The progress in a record or a stream entry, with every member; None where there is none."""
     if not text:
         return None
     said = orjson.loads(text)

@@ -26,7 +26,7 @@ _ACTIONS: Final = ("accept", "decline", "cancel")
 
 
 class QuestionKind(StrEnum):
-    """What is asked."""
+    """The kinds of question about a call."""
 
     APPROVAL = "approval"  #: whether the call is run
     DOUBT = "doubt"  #: it may have happened: whether it is run again
@@ -126,7 +126,7 @@ def check_content(content: Any, schema: Any, where: str) -> dict[str, Any]:
 
 
 def _broken(value: Any, rule: Mapping[str, Any]) -> str:
-    """What of a field's rule the value breaks; empty for nothing."""
+    """The part of a field's rule that the value breaks; empty where it breaks none."""
     kind = rule.get("type")
     if not _TYPES.get(str(kind), lambda _: True)(value):
         return f"must be of type {kind!s:.20}"
@@ -154,7 +154,7 @@ def _broken(value: Any, rule: Mapping[str, Any]) -> str:
 
 
 def _list(value: Any) -> list[Any]:
-    """What should be a list in a schema, which a tool wrote; empty where it is none."""
+    """The value as a list; empty for anything else, since a tool wrote the schema."""
     return value if isinstance(value, list) else []
 
 

@@ -90,7 +90,7 @@ def check_hold(plan: Plan | None) -> None:
 
 
 def on_approval_of(plan: Plan | None) -> OnApproval:
-    """What a job with this plan does."""
+    """What a job with this plan does when a call needs a decision."""
     step = plan.step(TOOLS_STEP) if plan else None
     return OnApproval(step.settings.get(ON_APPROVAL, OnApproval.WAIT)) if step else OnApproval.WAIT
 
@@ -104,7 +104,7 @@ def _bound_labels(step: PlannedStep | None) -> tuple[str, ...]:
 
 
 def _bound(label: str) -> AskedServer:
-    """The operator alone says what of it needs approval."""
+    """A server that the operator bound: its configuration alone says which calls need approval."""
     return AskedServer(label=label, require_approval=Approval.NEVER)
 
 
@@ -140,7 +140,9 @@ def _check_request(body: Mapping[str, Any]) -> None:
 
 
 def _check_choice(choice: Any, labels: Sequence[str]) -> None:
-    """The names of functions are checked with the body."""
+    """Raises `InvalidJob` for a `tool_choice` that names no server of the request. Names of functions are checked
+    with the body.
+    """
     where = "body.tool_choice"
     if not isinstance(choice, Mapping) or choice.get("type", "function") == "function":
         return

@@ -53,7 +53,7 @@ class SealingKeys:
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """Whom sealed credentials are for. `origin` is scheme, host and port of the server."""
+    """What sealed credentials are bound to. `origin` is scheme, host and port of the server."""
 
     tenant: str
     job_id: str
@@ -98,5 +98,5 @@ def unseal(keys: SealingKeys, binding: Binding, sealed: str) -> dict[str, str]:
 
 
 def _name(key: bytes) -> str:
-    """What a sealed text says of its key: enough to find it, and nothing about it."""
+    """The name of a key in a sealed text: it finds the key and tells nothing about it."""
     return hashlib.sha256(b"torpor-tools-key:" + key).hexdigest()[:8]

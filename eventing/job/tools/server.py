@@ -42,7 +42,7 @@ class Approval(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolDeployment:
-    """What of a server the renderer of manifests deploys: the operator's container, from zero."""
+    """What the renderer of manifests deploys for a server: the operator's container, from zero."""
 
     image: str
     port: int = 8080  #: on which it listens
@@ -110,7 +110,7 @@ ToolServers = Mapping[str, ToolServer]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolConfig:
-    """What `tools.yaml` has. `url_tenants` may name servers by address in their requests. `limits` are those of a
+    """The content of `tools.yaml`. `url_tenants` may name servers by address in their requests. `limits` are those of a
     tenant's jobs, whatever their plan says; `*` are those of tenants that have none of their own.
     """
 
@@ -126,7 +126,7 @@ class ToolConfig:
 
     @property
     def deployed(self) -> dict[str, ToolDeployment]:
-        """What is to be deployed, by label."""
+        """The servers that the renderer deploys, by label."""
         return {name: each.deployment for name, each in self.servers.items() if each.deployment}
 
     def serving(self, tenant: str) -> dict[str, ToolServer]:

@@ -60,7 +60,7 @@ class PinnedServer:
 
 
 def to_json(servers: Sequence[PinnedServer]) -> bytes:
-    """As it stands in the record."""
+    """The field of the record."""
     return orjson.dumps([asdict(each) for each in servers])
 
 

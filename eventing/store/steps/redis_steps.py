@@ -96,7 +96,7 @@ class RedisStepStore(RedisStore):
 
 
 def _verdict_word(end: StepEnd) -> str:
-    """As `advance.lua` takes it."""
+    """The verdict as `advance.lua` takes it."""
     if end.verdict is Verdict.WITHHOLD:
         return end.withheld
     if end.verdict is Verdict.AGAIN:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Clients:
-    """One of each a process."""
+    """The clients of a process, one of each kind."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

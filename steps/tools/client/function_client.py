@@ -39,7 +39,7 @@ _TOO_MANY: Final = 429
 
 
 class FunctionClient:
-    """Calls functions."""
+    """The client of CloudEvents functions."""
 
     async def call(self, target: Target, event: Event, call: Outgoing, limit_bytes: int) -> Answer:
         """Send the call. Raises `NotSent`, `Refused` and `InDoubt`."""

@@ -229,7 +229,7 @@ class McpClient:
         return known
 
     async def _list(self, session: Session, target: Target) -> Listed:
-        """What is remembered and given on has no credential that the server repeats."""
+        """The server's list, without credentials that the server repeats."""
         tools: list[Mapping[str, Any]] = []
         cursor: str | None = None
         ttl_ms = 0

@@ -61,7 +61,7 @@ _RESULT: Final[TypeAdapter[mcp_types.CallToolResult]] = TypeAdapter(mcp_types.Ca
 
 
 async def never(*_: Any) -> mcp_types.CallToolResult:
-    """A task is polled, and never waited for."""
+    """Never called: the SDK wants a way to wait for a task, and here tasks are polled."""
     raise NotImplementedError
 
 
@@ -73,12 +73,12 @@ async def dismiss(
 
 
 def definition(tool: mcp_types.Tool) -> dict[str, Any]:
-    """What the digest is of."""
+    """The definition of a tool, of which the digest is made."""
     return definition_of(tool.model_dump(mode="json", by_alias=True, exclude_none=True))
 
 
 def answer_of(said: mcp_types.Result) -> Answer:
-    """What a result means."""
+    """The answer that a result of the SDK stands for."""
     match said:
         case mcp_types.CallToolResult():
             content = [

@@ -29,7 +29,7 @@ _REQUEST_IDS: Final = 2**53
 
 
 class Session(ClientSession):
-    """Lists are asked for by us: the SDK would ask after a call, and fail the call with the list."""
+    """A session that asks for no list by itself: the SDK would ask after a call, and fail the call with the list."""
 
     async def validate_tool_result(self, name: str, result: mcp_types.CallToolResult) -> None:
         return
