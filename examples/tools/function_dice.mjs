@@ -22,6 +22,7 @@ const server = createServer(async (request, response) => {
   response.end(JSON.stringify({ content: [{ type: "text", text: `rolled ${roll}` }], isError: false }));
 });
 
-server.listen(port, "127.0.0.1", () => {
-  console.log(`listening on http://127.0.0.1:${server.address().port}`);
+const host = process.env.HOST ?? "127.0.0.1";
+server.listen(port, host, () => {
+  console.log(`listening on http://${host}:${server.address().port}`);
 });

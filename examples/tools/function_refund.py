@@ -1,10 +1,12 @@
 """A tool as a CloudEvents function: pays money back, once for each call, however often the call is sent.
 
 The event's id is the idempotency key: the ledger keeps the answer under it, and the same id gets the same answer. So
-tools.yaml may say `effect: keyed`. Run: python function_refund.py LEDGER [PORT]
+tools.yaml may say `effect: keyed`. Run: python function_refund.py LEDGER [PORT]; in a container
+with HOST=0.0.0.0, so that others can call it.
 """
 
 import json
+import os
 import sqlite3
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -46,6 +48,7 @@ class Function(BaseHTTPRequestHandler):
 
 if __name__ == "__main__":
     port = int(sys.argv[2]) if len(sys.argv) > 2 else 9002
-    function = ThreadingHTTPServer(("127.0.0.1", port), Function)
-    print(f"listening on http://127.0.0.1:{function.server_port}", flush=True)
+    host = os.environ.get("HOST", "127.0.0.1")
+    function = ThreadingHTTPServer((host, port), Function)
+    print(f"listening on http://{host}:{function.server_port}", flush=True)
     function.serve_forever()

@@ -190,11 +190,8 @@ class Caller:
     async def _attempt(self, job: Job, call: ToolCall, sent: Sent, token: str) -> None:
         """One send of a call, or one poll of a call that was accepted, with its outcome stored."""
         loop = asyncio.get_running_loop()
-        server, began_s, word = (
-            self._deps.targets.configured(job, call.server),
-            loop.time(),
-            "error",
-        )
+        server, began_s = self._deps.targets.configured(job, call.server), loop.time()
+        word, reason = "error", ""
         with trace.span("call", tool=_label(server), job_id=job.id, number=call.sends) as span:
             try:
                 if sent.status is SendStatus.POLL:
@@ -202,6 +199,7 @@ class Caller:
                 else:
                     end = await self._dial(job, call, server, sent.send, token)
                 word = str(end.state) if not end.is_error else "tool_error"
+                reason = end.reason
                 status = await self._end(job, call, sent.send, end)
                 if status is ReturnStatus.AGAIN:
                     raise Unavailable(end.reason or "the call is sent again", _PAUSE_S)
@@ -218,6 +216,7 @@ class Caller:
                     place=call.place,
                     send=call.sends,
                     outcome=word,
+                    **({"reason": reason} if reason else {}),
                     duration_ms=int(took_s * 1000),
                 )
 

@@ -102,6 +102,25 @@ class TestAddresses:
         assert (job.state, job.error and job.error.code) == (JobState.FAILED, "tools_unavailable")
         assert "refused" in str(job.error)
 
+    async def test_a_server_that_listens_on_one_of_its_addresses_is_reached(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The name `localhost` of a pod is ::1 and 127.0.0.1, and a container may listen on either."""
+
+        async with listening(JSONResponse({"reached": True})) as url:
+            resolving(monkeypatch, "::1", "127.0.0.1")
+            host, port = "tool.example", httpx2.URL(url).port
+            exchange = Exchange(
+                origin=f"http://{host}:{port}",
+                allowed=AllowList.parse([host]),
+                headers={},
+                limit_bytes=1000,
+            )
+            async with httpx2.AsyncClient(transport=exchange) as client:
+                reached = await client.post(f"http://{host}:{port}/", json={})
+
+        assert reached.json() == {"reached": True}
+
     async def test_the_address_that_was_checked_is_the_one_that_is_dialled(
         self, dials: Dials, monkeypatch: pytest.MonkeyPatch
     ) -> None:

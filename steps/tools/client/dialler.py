@@ -159,8 +159,8 @@ class _Counted(httpx2.AsyncByteStream):
 
 
 class _CheckedBackend(httpcore2.AsyncNetworkBackend):
-    """Resolves a host once and connects to the address that was checked: there is no second look-up with another
-    answer.
+    """Resolves a host once and connects to the first of the addresses that were checked which takes it: there is no
+    second look-up with another answer.
     """
 
     def __init__(self, allowed: AllowList) -> None:
@@ -186,9 +186,20 @@ class _CheckedBackend(httpcore2.AsyncNetworkBackend):
         for address in addresses:
             if not may_dial(name, ip_address(address), self._allowed):
                 raise TargetRefused(refusal(ip_address(address)))
-        return await self._inner.connect_tcp(
-            addresses[0], port, timeout=timeout or CONNECT_S, socket_options=socket_options
-        )
+        refused: Exception = httpcore2.ConnectError(f"{host} does not resolve")
+        for (
+            address
+        ) in addresses:  # `localhost` of a pod is ::1 as well, where a server may not listen
+            try:
+                return await self._inner.connect_tcp(
+                    address,
+                    port,
+                    timeout=(timeout or CONNECT_S) / len(addresses),
+                    socket_options=socket_options,
+                )
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
+                refused = error
+        raise refused
 
     async def sleep(self, seconds: float) -> None:
         await self._inner.sleep(seconds)
