@@ -33,6 +33,7 @@ from eventing.process.body import BodyReader, BodyRoom
 from eventing.process.http_server import listen
 from eventing.process.probe import ReadyOnceStarted, alive, metrics_page
 from eventing.redis.connection import connect
+from eventing.store.steps.redis_tool_lists import RedisToolLists
 from eventing.store.steps.redis_tools import RedisToolStore
 from eventing.store.vector_store.query import SEARCH_STEP
 from eventing.telemetry import trace
@@ -79,7 +80,11 @@ class StepServer:
             clock=clock,
             embedder=self._embedder,
             index=self._index,
-            tools=(tools := make_tools(settings, self._store, self.route, clock)),
+            tools=(
+                tools := make_tools(
+                    settings, self._store, RedisToolLists(self._redis), self.route, clock
+                )
+            ),
         )
         self._parts.at_drain.append(tools.caller.drain)
         self._beside: BesideTool | None = None

@@ -30,6 +30,12 @@ _SERVER: Final = {
     "trusted": False,
     "parameters": {"type": "object", "properties": {"order_id": {"type": "string"}}},
     "timeout_ms": 60_000,
+    "tools": None,
+    "digest": None,
+    "read_ms": None,
+    "pinned_digest": None,
+    "accepted_by": None,
+    "changes": None,
 }
 
 TOOL_EXAMPLES: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -38,6 +44,7 @@ TOOL_EXAMPLES: Final[Mapping[str, Mapping[str, Any]]] = {
     "ApprovalList": {"object": "list", "data": [_APPROVAL], "next_cursor": None},
     "ToolServer": _SERVER,
     "ToolServerList": {"object": "list", "data": [_SERVER], "urls_allowed": False},
+    "AcceptedTools": {"digest": "3f" * 32},
     "ToolResult": {"content": [{"type": "text", "text": "refunded as R-7"}]},
     "LateResult": {"object": "tool.result", "status": "next"},
     "ToolProgress": {"progress": 3, "total": 10, "message": "page 3"},

@@ -6,6 +6,7 @@ is queued there.
 
 import hashlib
 import hmac
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -23,6 +24,7 @@ from eventing.broker.tool_calls import ToolCalls
 from eventing.errors import BadRequest, Forbidden, NotFound, WrongState
 from eventing.job.call.rule import (
     FLAG,
+    NAME,
     OBJECT,
     TEXT,
     check,
@@ -33,11 +35,13 @@ from eventing.job.call.rule import (
 )
 from eventing.job.job import KEY, Job
 from eventing.job.tools.call import CallState, ToolCall, call_of_approval
+from eventing.job.tools.known_list import AcceptStatus, KnownList, address_digest
 from eventing.job.tools.limits import DEFAULT_LIMITS
 from eventing.job.tools.progress import progress_text
 from eventing.job.tools.question import decision_of
-from eventing.job.tools.server import ToolConfig
+from eventing.job.tools.server import ToolConfig, ToolServer
 from eventing.job.tools.store import CallEnd, ProgressStatus, ReturnStatus
+from eventing.store.steps.redis_tool_lists import RedisToolLists
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +49,7 @@ class ApprovalDeps:
     """The dependencies of approvals. With `by_another_key` a call is approved with another key than its job's."""
 
     calls: ToolCalls
+    lists: RedisToolLists
     config: ToolConfig
     by_another_key: bool = False
 
@@ -100,6 +105,7 @@ _DECISION: Final = Body(
 _RESULT_FIELDS: Final = {"isError": FLAG, "structuredContent": OBJECT}
 _PROGRESS_FIELDS: Final = {"progress": number(0), "total": number(0), "message": TEXT}
 _PROGRESS: Final = Body("ToolProgress", object_schema({}, _PROGRESS_FIELDS))
+_ACCEPTED: Final = Body("AcceptedTools", object_schema({"digest": NAME.schema}, {}))
 _CALL_TOKEN: Final = Parameter(
     "Torpor-Call-Token", "The `calltoken` of the event that the function got", "header"
 )
@@ -236,12 +242,48 @@ async def take_progress(call: Call[ApprovalDeps]) -> Response:
 async def list_tool_servers(call: Call[ApprovalDeps]) -> Response:
     """List the tool servers that your jobs may name by label.
 
-    An MCP server's tools are in the output of each response that uses it.
+    What an MCP server offers is as the last of your jobs that used it read it: no server is asked by this.
     """
     config, tenant = call.deps.config, call.principal.tenant
-    servers = [server_view(each) for _, each in sorted(config.serving(tenant).items())]
+    known = await call.deps.lists.of(tenant)
+    served = sorted(config.serving(tenant).items())
+    servers = [server_view(each, _list_of(each, known)) for _, each in served]
     allowed = config.allows_urls(tenant)
     return json_response({"object": "list", "data": servers, "urls_allowed": allowed})
+
+
+@routes.operation(
+    "POST",
+    "/v1/tools/{label}/accept",
+    Scope.APPROVALS,
+    body=_ACCEPTED,
+    answers={200: ToolServerView},
+    refuses=(404, 409),
+)
+async def accept_tools(call: Call[ApprovalDeps]) -> Response:
+    """Accept a tool server's list that is not the pinned one any more.
+
+    Jobs do not use it before. `digest` is that of the list that you have seen; where another was read meanwhile, this
+    is a conflict.
+    """
+    body, tenant = await call.read_object(), call.principal.tenant
+    server = call.deps.config.serving(tenant).get(call.request.path_params["label"])
+    digest = body.get("digest")
+    check("", digest, NAME, "digest")
+    by = call.principal.key_id or "anonymous"
+    known = await call.deps.lists.of(tenant)
+    if server is None or _list_of(server, known) is None:
+        raise NotFound("no job of yours has read the list of such a tool server")
+    if await call.deps.lists.accept(tenant, server.label, str(digest), by) is not AcceptStatus.OK:
+        raise WrongState("the server's list has another digest: look at it again")
+    known = await call.deps.lists.of(tenant)
+    return json_response(server_view(server, _list_of(server, known)))
+
+
+def _list_of(server: ToolServer, known: Mapping[str, KnownList]) -> KnownList | None:
+    """What is known of the server's list, at the address that it has now."""
+    found = known.get(server.label)
+    return found if found and found.address == address_digest(server.url) else None
 
 
 _NO_LEASE: Final = -1

@@ -43,6 +43,7 @@ from api.wiring.parts import Parts
 from eventing.api_key import RedisKeys
 from eventing.broker.tool_calls import ToolCalls
 from eventing.process.address import is_loopback
+from eventing.store.steps.redis_tool_lists import RedisToolLists
 from eventing.telemetry.usage import UsageRecords
 
 
@@ -134,6 +135,7 @@ def _tool_router(parts: Parts) -> APIRouter:
     """Routes of tool calls: decisions, late results, servers."""
     deps = approvals.ApprovalDeps(
         calls=ToolCalls(parts.store, parts.route),
+        lists=RedisToolLists(parts.redis),
         config=parts.settings.tools,
         by_another_key=parts.settings.approvals_by_another_key,
     )

@@ -132,6 +132,11 @@ def approvals_of(tenant: str) -> str:
     return f"{PREFIX}:approvals:of:{escape(tenant)}"
 
 
+def tool_lists_of(tenant: str) -> str:
+    """What the tenant's jobs know of the lists of tool servers."""
+    return f"{PREFIX}:tool-lists:{escape(tenant)}"
+
+
 def dead_letters_of(tenant: str) -> str:
     return f"{PREFIX}:dead:{escape(tenant)}"
 

@@ -230,7 +230,7 @@ class Caller:
             if not origin:
                 raise Refused("not_listed", "the tool server is not in the job's pinned list")
             target = self._deps.targets.target(job, call.server, origin)
-            outgoing = outgoing_call(job, call, server)
+            outgoing = outgoing_call(job, call, server, pinned[call.server].digest)
             if server is not None and server.kind is ServerKind.FUNCTION:
                 answer = await self._call_function(job, call, target, outgoing, token)
             else:

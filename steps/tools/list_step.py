@@ -6,22 +6,33 @@ and fails by name where that leaves none.
 
 import asyncio
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import ceil
 from typing import Any, Final
 
+import orjson
+
 from eventing.errors import BadRequest, Unavailable
 from eventing.job.job import Job, JobError
+from eventing.job.tools.known_list import ListStatus, address_digest, kept_tools
 from eventing.job.tools.request import SERVERS
-from eventing.job.tools.server import ServerKind
-from eventing.job.tools.tool_list import PinnedServer, definition_of, to_json
+from eventing.job.tools.server import Pin, ServerKind, ToolServer
+from eventing.job.tools.tool_list import (
+    PinnedServer,
+    PinnedTool,
+    definition_of,
+    list_digest,
+    to_json,
+)
+from eventing.store.steps.redis_tool_lists import RedisToolLists
 from steps.handler import Continue, Refuse, SetAside, StepCall, StepOutcome, wrong_setting
 from steps.tools.client.answer import NotSent, Refused, Target
 from steps.tools.client.clients import Clients
 from steps.tools.listing import (
     body_with_tools,
     check_bounds,
+    every_tool,
     function_definition,
     pinned_server,
 )
@@ -41,11 +52,12 @@ class ToolsAway(SetAside):
 
 
 class ListTools:
-    """The handler of the step `list-tools`. Targets and clients belong to the caller."""
+    """The handler of the step `list-tools`. Targets, clients and lists belong to the caller."""
 
-    def __init__(self, targets: Targets, clients: Clients) -> None:
+    def __init__(self, targets: Targets, clients: Clients, lists: RedisToolLists) -> None:
         self._targets = targets
         self._clients = clients
+        self._lists = lists
 
     async def __call__(self, call: StepCall) -> StepOutcome:
         """Raises `Unavailable` while a server can not be asked, and in the end `ToolsAway`."""
@@ -99,14 +111,36 @@ class ListTools:
             if not is_last:
                 raise Unavailable(f"tool server {label}: {error}") from error
             return PinnedServer(server_label=label, error=str(error), is_away=True, mark=mark)
+        server = self._targets.configured(job, label)
+        every = every_tool(label, definitions, server)
+        if server is not None and await self._has_changed(job, server, every):
+            changed = f"tool_changed: its tools are not those that were pinned; torpor tools accept {label}"
+            return PinnedServer(server_label=label, error=changed, mark=mark)
         return pinned_server(
             label,
-            definitions,
-            self._targets.configured(job, label),
+            every,
+            server,
             asked_of(job).get(label),
             origin=target.origin,
             mark=mark,
         )
+
+    async def _has_changed(self, job: Job, server: ToolServer, every: Sequence[PinnedTool]) -> bool:
+        """True where the tenant's jobs may not use this list. Notes it: it is what the api shows."""
+        if server.kind is ServerKind.FUNCTION or server.tools:
+            return False  # the operator's own words
+        has_own = server.label in orjson.loads(job.sealed or "{}")
+        pin = server.pin_of(has_own_credentials=has_own)
+        does_pin = pin is not Pin.JOB and not server.digest
+        status = await self._lists.see(
+            job.tenant,
+            server.label,
+            address=address_digest(server.url),
+            digest=list_digest(every),
+            tools=kept_tools(every),
+            does_pin=does_pin,
+        )
+        return does_pin and status is ListStatus.CHANGED
 
     async def _definitions(self, job: Job, target: Target) -> tuple[Mapping[str, Any], ...]:
         server = self._targets.configured(job, target.label)

@@ -32,20 +32,26 @@ _LONGEST_TOOL: Final = 128
 """Characters of a name, by MCP's specification; what has more is left out."""
 
 
+def every_tool(
+    label: str, definitions: Sequence[Mapping[str, Any]], server: ToolServer | None
+) -> list[PinnedTool]:
+    """The tools of a server's list. `server` is None for one that the request names by address: nothing is known of
+    it, and nothing it says is trusted.
+    """
+    trusted = bool(server and server.is_trusted)
+    return [_tool(label, each, server, is_trusted=trusted) for each in definitions]
+
+
 def pinned_server(
     label: str,
-    definitions: Sequence[Mapping[str, Any]],
+    every: Sequence[PinnedTool],
     server: ToolServer | None,
     asked: AskedServer | None,
     *,
     origin: str,
     mark: str,
 ) -> PinnedServer:
-    """A server with those of its tools that the request wants. `server` is None for one that the request names by
-    address: nothing is known of it, and nothing it says is trusted.
-    """
-    trusted = bool(server and server.is_trusted)
-    every = [_tool(label, each, server, is_trusted=trusted) for each in definitions]
+    """A server with those of its tools that the request wants."""
     digest = list_digest(every)
     if server is not None and server.digest not in ("", digest):
         error = f"tool_changed: its list has the digest {digest}, and tools.yaml has another"
@@ -63,7 +69,7 @@ def pinned_server(
     return PinnedServer(
         server_label=label,
         digest=digest,
-        trusted=trusted,
+        trusted=bool(server and server.is_trusted),
         approval=server.approval if server else Approval.NEVER,
         origin=origin,
         tools=_distinct(wanted),

@@ -7,6 +7,7 @@ from eventing.broker.tool_calls import ToolCalls
 from eventing.clock import Clock
 from eventing.job.tools.store import ToolStore
 from eventing.store.objects.tool_results import tool_results
+from eventing.store.steps.redis_tool_lists import RedisToolLists
 from steps.settings import StepsSettings
 from steps.tools.caller import Caller, CallerDeps
 from steps.tools.client.clients import Clients
@@ -26,15 +27,21 @@ class ToolParts:
     caller: Caller
 
 
-def make_tools(settings: StepsSettings, store: ToolStore, route: Route, clock: Clock) -> ToolParts:
-    """The parts for tool calls of a process; store and route belong to the caller."""
+def make_tools(
+    settings: StepsSettings,
+    store: ToolStore,
+    lists: RedisToolLists,
+    route: Route,
+    clock: Clock,
+) -> ToolParts:
+    """The parts for tool calls of a process; store, lists and route belong to the caller."""
     credentials = Credentials(folder=settings.tool_credentials_dir, keys=settings.sealing_keys)
     targets, clients = Targets(settings.tools, credentials), Clients(clock)
     results = ToolResults(tool_results(settings.files_url))
     calls = ToolCalls(store, route)
     return ToolParts(
         calls=calls,
-        list_tools=ListTools(targets, clients),
+        list_tools=ListTools(targets, clients, lists),
         tools=Tools(settings.tools, results, clock, settings.prices),
         caller=Caller(
             CallerDeps(

@@ -14,14 +14,16 @@ from eventing.cloudevent.event import Event
 from eventing.cloudevent.tool_event import called_event
 from eventing.job.job import Job
 from eventing.job.tools.call import CallState, ToolCall, idempotency_key
-from eventing.job.tools.server import ToolServer
+from eventing.job.tools.server import Pin, ToolServer
 from eventing.job.tools.store import CallEnd
 from eventing.telemetry import trace
 from steps.tools.client.answer import Outgoing
 
 
-def outgoing_call(job: Job, call: ToolCall, server: ToolServer | None) -> Outgoing:
-    """The call with its key, and with what a person answered."""
+def outgoing_call(
+    job: Job, call: ToolCall, server: ToolServer | None, list_digest: str = ""
+) -> Outgoing:
+    """The call with its key, and with what a person answered; `list_digest` is that of its server's pinned list."""
     key = idempotency_key(job.id, call.turn, call.place, epoch_of(job, call))
     arguments: dict[str, Any] = orjson.loads(call.arguments or "{}")
     if server is not None and server.key_argument:
@@ -34,6 +36,7 @@ def outgoing_call(job: Job, call: ToolCall, server: ToolServer | None) -> Outgoi
         key=key,
         timeout_s=call.timeout_ms / 1000,
         digest=call.tool_digest,
+        list_digest=list_digest if server is not None and server.pin is Pin.STRICT else "",
         answers=_answers(question, answers),
         state=question.get("state"),
         traceparent=trace.headers().get("traceparent", job.traceparent),

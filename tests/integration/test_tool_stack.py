@@ -176,6 +176,21 @@ def test_a_call_is_approved_in_the_terminal(stack: LocalStack) -> None:
     assert sorted(call["state"] for call in ended["turns"][0]["calls"]) == ["denied", "returned"]
 
 
+def test_what_the_servers_offer_is_listed_in_the_terminal(
+    stack: LocalStack, client: OpenAI
+) -> None:
+    turns = script({"text": "Fine."})
+    client.responses.create(model=MODEL, input="?", tools=[WEATHER], extra_body=turns)
+    listed = " ".join(typed(stack, "tools", "list").stdout.split())
+    accepted = typed(stack, "tools", "accept", "weather")
+    unknown = typed(stack, "tools", "accept", "refund", code=1)
+
+    assert "forecast" in listed
+    assert "refund" in listed
+    assert accepted.stdout == "weather: accepted\n"
+    assert "no job has read the list" in unknown.stderr
+
+
 def test_a_chat_completion_has_the_tools_of_its_models_name(client: OpenAI) -> None:
     turns = script({"text": "", "calls": [ASK]}, {"text": "It rains."})
     said = client.chat.completions.create(

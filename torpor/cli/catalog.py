@@ -145,6 +145,12 @@ COMMANDS: Final = {
         "Calls of tools that wait for a person: list, approve, deny.",
         ("torpor approvals list", "torpor approvals approve mcpr_0123_1_0"),
     ),
+    "tools": Entry(
+        "service.tools:tools",
+        SERVICE,
+        "Tool servers and what they offer: list, accept a list that changed.",
+        ("torpor tools list", "torpor tools accept weather"),
+    ),
     "webhooks": Entry(
         "service.webhooks:webhooks",
         SERVICE,

@@ -11,6 +11,7 @@ from typing_extensions import TypedDict
 from api.http.described import described
 from eventing.job.job import JobId
 from eventing.job.tools.call import ToolCall
+from eventing.job.tools.known_list import KnownList
 from eventing.job.tools.question import QuestionKind, kind_of, requests_of
 from eventing.job.tools.server import ToolServer
 
@@ -84,6 +85,26 @@ def _question(key: str, params: Mapping[str, Any]) -> QuestionView:
 
 
 @described
+class ListedToolView(TypedDict):
+    """A tool that a server offers."""
+
+    name: str
+    description: str
+    """The first 500 characters"""
+    digest: str
+    effect: str
+    approval: str
+
+
+class ToolChangesView(TypedDict):
+    """The names of tools, by what became of them since the list was pinned."""
+
+    added: list[str]
+    changed: list[str]
+    removed: list[str]
+
+
+@described
 class ToolServerView(TypedDict):
     """A server whose tools the tenant's jobs may call."""
 
@@ -101,9 +122,21 @@ class ToolServerView(TypedDict):
     parameters: Mapping[str, Any] | None
     """JSON Schema of a function; an MCP server lists its tools to each job"""
     timeout_ms: int
+    tools: list[ListedToolView] | None
+    """What an MCP server offers, as the last job of yours that used it read it; null where none has"""
+    digest: str | None
+    """Of that list"""
+    read_ms: int | None
+    """When it was read; one that stays the same is noted once a minute"""
+    pinned_digest: str | None
+    """Of the list that is pinned: another is not used until it is accepted"""
+    accepted_by: str | None
+    """Who accepted the pinned one; null for the first that was read"""
+    changes: ToolChangesView | None
+    """Between the pinned list and the last one; null where they are the same"""
 
 
-def server_view(server: ToolServer) -> ToolServerView:
+def server_view(server: ToolServer, known: KnownList | None = None) -> ToolServerView:
     return {
         "label": server.label,
         "object": "tool_server",
@@ -115,4 +148,34 @@ def server_view(server: ToolServer) -> ToolServerView:
         "trusted": server.is_trusted,
         "parameters": dict(server.parameters) or None,
         "timeout_ms": server.timeout_ms,
+        "tools": _listed(server, known) if known else None,
+        "digest": known.digest if known else None,
+        "read_ms": known.read_ms if known else None,
+        "pinned_digest": (known.pinned or None) if known else None,
+        "accepted_by": (known.accepted_by or None) if known else None,
+        "changes": _changes(known) if known else None,
+    }
+
+
+def _listed(server: ToolServer, known: KnownList) -> list[ListedToolView]:
+    return [
+        {
+            "name": tool.name,
+            "description": tool.description,
+            "digest": tool.digest,
+            "effect": tool.effect,
+            "approval": server.approval,
+        }
+        for tool in known.tools
+    ]
+
+
+def _changes(known: KnownList) -> ToolChangesView | None:
+    if not known.is_changed:
+        return None
+    said = known.changes
+    return {
+        "added": list(said["added"]),
+        "changed": list(said["changed"]),
+        "removed": list(said["removed"]),
     }

@@ -23,6 +23,7 @@ from eventing.job.tools.server import (
     NO_TOOLS,
     URLS,
     Approval,
+    Pin,
     ServerKind,
     ToolConfig,
     ToolDeployment,
@@ -46,7 +47,7 @@ _FIELDS: Final = {
         "description",
         "parameters",
     ),
-    *("tools", "deploy", "wake_ms"),
+    *("tools", "deploy", "wake_ms", "pin"),
 }
 _TAKEN_PORTS: Final = (8082, 8083)  # of the pump and the caller beside it
 _DEPLOYED: Final = {
@@ -146,6 +147,7 @@ def _server(label: Any, entry: Any) -> ToolServer:
         if "wake_ms" in given
         else 0,
         digest=_digest(f"{where}.digest", given.get("digest", "")),
+        pin=_word(f"{where}.pin", given["pin"], Pin) if "pin" in given else None,
         description=_text(f"{where}.description", given.get("description", "")),
         parameters=parameters,
         tools=tools,

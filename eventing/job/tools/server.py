@@ -40,6 +40,16 @@ class Approval(StrEnum):
     NEVER = "never"
 
 
+class Pin(StrEnum):
+    """How long the list of a server's tools must stay what it was."""
+
+    JOB = "job"  #: for a job: a tool that changed since it was listed is not called
+    TENANT = (
+        "tenant"  #: that, and from one job of a tenant to the next, until a person accepts another
+    )
+    STRICT = "strict"  #: and no tool is called by a job whose list has changed in any way
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolDeployment:
     """What the renderer of manifests deploys for a server: the operator's container, from zero."""
@@ -82,6 +92,7 @@ class ToolServer:
     digest: str = (
         ""  #: of the list of its tools, where the operator pins that: another list is not used
     )
+    pin: Pin | None = None  #: None for the default, which is of how far it is trusted
     description: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)  #: JSON Schema of a function
     tools: tuple[
@@ -98,6 +109,14 @@ class ToolServer:
     def effect_of(self, tool: str) -> EffectClass:
         """The effect class that the operator gave to the tool."""
         return self.effects.get(tool, self.effect)
+
+    def pin_of(self, *, has_own_credentials: bool) -> Pin:
+        """The pin; where none is said, that of a tenant for a server that is not trusted. A request's own credentials
+        may have a list of their own.
+        """
+        if self.pin is not None:
+            return self.pin
+        return Pin.JOB if self.is_trusted or has_own_credentials else Pin.TENANT
 
     def serves(self, tenant: str) -> bool:
         """True where the tenant may use it."""

@@ -6,7 +6,7 @@ by the views. A definition that changes later has another digest, and is not cal
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
@@ -100,7 +100,12 @@ def definition_digest(definition: Mapping[str, Any]) -> str:
 
 def list_digest(tools: Sequence[PinnedTool]) -> str:
     """The digest of a list: names and definitions, so that a renamed tool changes it; their order does not."""
-    pairs = sorted([tool.tool, tool.digest] for tool in tools)
+    return digest_of_pairs((tool.tool, tool.digest) for tool in tools)
+
+
+def digest_of_pairs(tools: Iterable[tuple[str, str]]) -> str:
+    """The same of names with the digests of their definitions."""
+    pairs = sorted([name, digest] for name, digest in tools)
     return hashlib.sha256(orjson.dumps(pairs)).hexdigest()
 
 

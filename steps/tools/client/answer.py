@@ -46,7 +46,8 @@ class Target:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outgoing:
     """One call as it leaves. `key` is its idempotency key; `answers` and `state` are what a tool asked its user for
-    and gets back; `digest` is that of the pinned definition.
+    and gets back; `digest` is that of the pinned definition, `list_digest` of the whole list where all of it must be as
+    it was.
     """
 
     tool: str
@@ -54,6 +55,7 @@ class Outgoing:
     key: str
     timeout_s: float
     digest: str = ""
+    list_digest: str = ""
     answers: Mapping[str, Any] | None = None
     state: str | None = None
     traceparent: str = ""

@@ -20,7 +20,7 @@ from mcp_types import CONNECTION_CLOSED, REQUEST_TIMEOUT, UNSUPPORTED_PROTOCOL_V
 from pydantic import ValidationError
 
 from eventing.clock import Clock
-from eventing.job.tools.tool_list import definition_digest
+from eventing.job.tools.tool_list import definition_digest, digest_of_pairs
 from steps.tools.client.answer import (
     Answer,
     InDoubt,
@@ -226,6 +226,10 @@ class McpClient:
         known = listed.get(call.tool)
         if known is None or known.digest != call.digest:
             raise Refused(TOOL_CHANGED, "the tool's definition is not the one that was listed")
+        if call.list_digest:
+            now = digest_of_pairs((name, each.digest) for name, each in listed.items())
+            if now != call.list_digest:
+                raise Refused(TOOL_CHANGED, "the server's list is not the one that was listed")
         return known
 
     async def _list(self, session: Session, target: Target) -> Listed:

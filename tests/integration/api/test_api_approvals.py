@@ -17,7 +17,10 @@ from api.webhook.webhook import Message
 from eventing.cloudevent.event import build_structured
 from eventing.job.job import JobId, JobState
 from eventing.job.tools.call import CallState, approval_item_id
+from eventing.job.tools.known_list import address_digest, kept_tools
+from eventing.job.tools.tool_list import PinnedTool, list_digest
 from eventing.store.redis_store import RedisStore
+from eventing.store.steps.redis_tool_lists import RedisToolLists
 from tests.integration.api.conftest import Rig, chat_line, headers_of, rig_over
 from tests.integration.api.fakes import FakeBroker
 from tests.integration.api.tool_loop import Loop, said
@@ -235,6 +238,58 @@ async def test_another_tenant_and_a_key_without_the_scope_decide_nothing(
     assert [found["urls_allowed"] for found in tools] == [True, False]
     assert ".tools" not in str(tools)
     assert "pay-token" not in str(tools)
+
+
+async def test_a_list_that_changed_is_shown_and_accepted_by_who_has_seen_it(
+    redis: Redis, store: RedisStore, broker: FakeBroker, tool_settings: ApiSettings
+) -> None:
+    async def read(*names: str, tenant: str = "acme", url: str = "http://box.tools/mcp") -> str:
+        tools = [PinnedTool(name=f"box__{each}", tool=each, digest=each * 8) for each in names]
+        digest = list_digest(tools)
+        await RedisToolLists(redis).see(
+            tenant,
+            "box",
+            address=address_digest(url),
+            digest=digest,
+            tools=kept_tools(tools),
+            does_pin=True,
+        )
+        return digest
+
+    fields = {"keys_source": "redis", "anonymous_access": AnonymousAccess.OFF}
+    settings = ApiSettings(**(tool_settings.model_dump() | fields))
+    able = await headers_of(redis, "acme", "jobs:read", "approvals")
+    unable = await headers_of(redis, "acme", "jobs:read", "jobs:write")
+    foreign = await headers_of(redis, "other", "jobs:read", "approvals")
+    await read("get", tenant="moved", url="http://elsewhere/")
+    moved = await headers_of(redis, "moved", "jobs:read")
+    async with rig_over(settings, store, broker) as rig:
+
+        async def shown(headers: dict[str, str]) -> dict[str, Any]:
+            found = (await rig.client.get("/v1/tools", headers=headers)).json()["data"]
+            return next(each for each in found if each["label"] == "box")
+
+        async def accept(digest: Any, headers: dict[str, str], label: str = "box") -> int:
+            path = f"/v1/tools/{label}/accept"
+            answer = await rig.client.post(path, json={"digest": digest}, headers=headers)
+            return answer.status_code
+
+        assert (await shown(able))["tools"] is None
+        assert await accept("x", able) == 404
+        first, second = await read("get"), await read("get", "put")
+        before = await shown(able)
+        assert [tool["name"] for tool in before["tools"]] == ["get", "put"]
+        assert (before["digest"], before["pinned_digest"]) == (second, first)
+        assert before["changes"] == {"added": ["put"], "changed": [], "removed": []}
+        assert [(await shown(each))["tools"] for each in (foreign, moved)] == [None, None]
+        third = await read("put")
+        assert await accept(second, able) == 409  # another was read meanwhile
+        assert [await accept(third, each) for each in (unable, foreign)] == [403, 404]
+        assert [await accept(None, able), await accept(third, able, "none")] == [422, 404]
+        assert await accept(third, able) == 200
+        after = await shown(able)
+    assert (after["pinned_digest"], after["changes"]) == (third, None)
+    assert after["accepted_by"]
 
 
 async def test_a_result_that_comes_later_is_taken_once_with_the_token_of_its_call(

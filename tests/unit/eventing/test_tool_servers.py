@@ -9,7 +9,7 @@ from eventing.errors import BadRequest
 from eventing.job.tools.call import EffectClass
 from eventing.job.tools.document import load_tools, parse_tools
 from eventing.job.tools.server import Approval, ServerKind
-from steps.tools.listing import body_with_tools, function_definition, pinned_server
+from steps.tools.listing import body_with_tools, every_tool, function_definition, pinned_server
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "tools" / "tools.yaml"
 
@@ -45,7 +45,12 @@ def test_an_engine_is_asked_to_hold_arguments_to_a_strict_servers_schema() -> No
     config = load_tools(EXAMPLE)
     functions = {
         label: pinned_server(
-            label, (function_definition(server),), server, None, origin="", mark=""
+            label,
+            every_tool(label, (function_definition(server),), server),
+            server,
+            None,
+            origin="",
+            mark="",
         )
         for label, server in config.servers.items()
         if server.kind is ServerKind.FUNCTION

@@ -10,7 +10,7 @@ from eventing.job.tools.call import EffectClass
 from eventing.job.tools.limits import ToolLimits
 from eventing.job.tools.server import ServerKind, ToolServer
 from eventing.job.tools.tool_list import PinnedServer, model_name, pinned_servers, to_json
-from steps.tools.listing import body_with_tools, check_bounds, pinned_server
+from steps.tools.listing import body_with_tools, check_bounds, every_tool, pinned_server
 
 SERVER = ToolServer(label="a", kind=ServerKind.MCP, url="https://a.example/mcp")
 
@@ -19,7 +19,8 @@ def listed(
     *tools: dict[str, Any], server: ToolServer | None = SERVER, asked: Any = None
 ) -> PinnedServer:
     definitions = [{"description": "does", "inputSchema": {"type": "object"}, **t} for t in tools]
-    return pinned_server("a", definitions, server, asked, origin="https://a.example", mark="m")
+    every = every_tool("a", definitions, server)
+    return pinned_server("a", every, server, asked, origin="https://a.example", mark="m")
 
 
 def test_a_pinned_list_is_read_as_it_was_written() -> None:
