@@ -146,6 +146,19 @@ def cache_note(settings: Settings, chosen: Candidate, cost: float, ttl_s: float)
     return f"{savings.text}: cost {cost:.3f} becomes {less:.3f}"
 
 
+def prefix_note(settings: Settings) -> str:
+    """How much of the prompts an engine would have in its cache; empty when the load has no hashes of their blocks."""
+    found = load_of(settings).cached_prefixes()
+    if found is None:
+        return ""
+    cached, every = found
+    seconds = cached / read_engine(settings.engine).prefill_tokens_per_s
+    return (
+        f"prompts begin as earlier ones did: {cached:,} of {every:,} prompt tokens ({100 * cached / every:.1f} %) are "
+        f"cached at most, {seconds:.1f} GPU-seconds of reading; the policies above read all"
+    )
+
+
 def tier_note(settings: Settings, chosen: Tried, tokens: TokenPrice) -> str:
     """What the cheapest tier by length of the prompt would cost that keeps the wait; what all costs at the provider."""
     load = load_of(settings)

@@ -59,6 +59,20 @@ class Load:
             pass
         return CacheSavings(totals[0], totals[0] - kept[0], totals[1], totals[1] - kept[1])
 
+    def cached_prefixes(self) -> tuple[int, int] | None:
+        """Prompt tokens in blocks that began an earlier prompt as well, and all; None without hashes of blocks. A hash
+        is of its block and all before it, as Mooncake's are.
+        """
+        seen: set[int] = set()
+        cached = every = 0
+        for request in replace(self, cache_ttl_s=0.0).requests():
+            blocks, every = request.blocks, every + request.prompt_tokens
+            known = next((n for n, block in enumerate(blocks) if block not in seen), len(blocks))
+            if blocks:
+                cached += request.prompt_tokens * known // len(blocks)
+                seen.update(blocks)
+        return (cached, every) if seen else None
+
     @property
     def span_s(self) -> float:
         """How long the load lasts."""

@@ -80,7 +80,8 @@ def read_trace(trace: Trace) -> Iterator[Request]:
             same = (
                 f"{offset:g} {request.same_as}" if offset and request.same_as else request.same_as
             )
-            yield replace(request, at=request.at + offset, same_as=same)
+            blocks = tuple(hash((offset, each)) for each in request.blocks)
+            yield replace(request, at=request.at + offset, same_as=same, blocks=blocks)
         offset += span
 
 
@@ -114,7 +115,9 @@ def _rows(path: Path) -> Iterator[Request]:
             seconds = _seconds(time)
             prompt_tokens = _tokens(prompt)
             same_as = f"{same} {prompt_tokens}" if same else ""
-            request = Request(seconds, prompt_tokens, max(1, _tokens(output)), same_as)
+            blocks = tuple(same) if isinstance(same, list) else ()
+            answer = max(1, _tokens(output))
+            request = Request(seconds, prompt_tokens, answer, same_as, blocks=blocks)
         except (ValueError, TypeError) as error:
             raise TraceError(f"{path}:{number}: {error}") from error
         start = seconds if start is None else start

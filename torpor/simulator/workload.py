@@ -16,7 +16,8 @@ from itertools import pairwise
 class Request:
     """One request: when it comes (seconds from the start) and how long prompt and answer are. `same_as` is equal for
     requests that an exact cache answers alike; empty where that is not known. A batch request has `deadline_s`: its
-    answer must be complete so long after it came; all others are interactive.
+    answer must be complete so long after it came; all others are interactive. `blocks` are hashes of the blocks of its
+    prompt, each of all before it too; none where they are not known.
     """
 
     at: float
@@ -24,6 +25,7 @@ class Request:
     output_tokens: int
     same_as: str = ""
     deadline_s: float | None = None
+    blocks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,3 +108,25 @@ def test_the_story_writes_the_plots_that_its_page_shows(tmp_path: Path) -> None:
     ]
     shown = Path(__file__).parents[3] / "docs" / "images"
     assert all((shown / name).read_bytes() == (tmp_path / name).read_bytes() for name in names)
+
+
+def test_plan_says_what_sleeping_between_the_turns_of_measured_jobs_costs(tmp_path: Path) -> None:
+    call = {
+        "server": "web",
+        "tool": "fetch",
+        "sent_ms": 2000,
+        "ended_ms": 4000,
+        "approval_id": None,
+    }
+    usage = {"prompt_tokens": 900, "completion_tokens": 100}
+    first = {"ended_ms": 2000, "usage": usage, "calls": [call]}
+    last = {"ended_ms": 9000, "usage": usage, "calls": []}
+    path = tmp_path / "jobs.jsonl"
+    path.write_text(json.dumps({"state": "completed", "usage": usage, "turns": [first, last]}))
+
+    told = typed("plan", "--jobs", str(path), "--cold-start", "20")
+
+    assert "held through all tools: 2.0 GPU-seconds between turns" in told
+    path.write_text("{}")
+    with pytest.raises(UserError, match="no job as GET /v1/jobs/ID shows it"):
+        typed("plan", "--jobs", str(path))

@@ -21,11 +21,13 @@ from torpor.simulator import command
 from torpor.simulator.black_friday import write_report
 from torpor.simulator.candidate import Place
 from torpor.simulator.command import Settings
+from torpor.simulator.engine_file import read_engine
 from torpor.simulator.plan import Tried, WaitTarget, best
 from torpor.simulator.report.page import page, verdict
 from torpor.simulator.report.report import as_json, as_table, seconds
 from torpor.simulator.trace import TraceError
 from torpor.simulator.workload import ProfileKind
+from torpor.tool_loops import JobsError, loop_notes, measured, read_jobs
 
 app = typer.Typer(help="Simulate scaling policies.", no_args_is_help=True)
 
@@ -133,6 +135,12 @@ class PlanOptions(WorldOptions):
     fallback_after: Annotated[
         str, typer.Option(help="How long a job waits here until the provider answers it.")
     ] = "10s"
+    jobs: Annotated[
+        Path | None,
+        typer.Option(
+            help="Jobs as GET /v1/jobs/ID shows them, one a line: what sleeping between their turns costs."
+        ),
+    ] = None
 
 
 @with_options(SimulateOptions)
@@ -168,6 +176,10 @@ def plan(**given: Any) -> None:
     options = PlanOptions(**given)
     settings, ttl_s = options.settings(), _duration(options.cache_ttl)
     after_s = _duration(options.fallback_after)
+    if options.jobs is not None:
+        _print_loops(options.jobs, settings)
+        if settings.trace is None and settings.profile is None:
+            return
     try:
         with stderr.status("trying policies") as status:
             tried = command.plan_all(
@@ -179,6 +191,8 @@ def plan(**given: Any) -> None:
         raise UsageError(str(error)) from error
     place = Place(options.model, options.namespace)
     chosen = _print_plan(tried, WaitTarget(settings.p95_wait_s), place)
+    if note := command.prefix_note(settings):
+        stderr.print(note)
     if note := command.cache_note(settings, chosen.candidate, chosen.report.cost, ttl_s):
         stderr.print(note)
     tokens = TokenPrice(input_per_1m=options.input_price, output_per_1m=options.output_price)
@@ -222,6 +236,17 @@ def _print_plan(tried: list[Tried], target: WaitTarget, place: Place) -> Tried:
         stderr.print("merge it into the rendered manifests: kustomize `patches: [{path: FILE}]`")
         stdout.print(text, end="")
     return chosen
+
+
+def _print_loops(path: Path, settings: Settings) -> None:
+    """What the turns of measured jobs cost between each other."""
+    try:
+        loops = measured(read_jobs(path))
+    except JobsError as error:
+        raise UsageError(str(error)) from error
+    speed = read_engine(settings.engine).prefill_tokens_per_s
+    for line in loop_notes(loops, settings.cold_start_s, speed, settings.gpu_price):
+        stdout.print(line)
 
 
 def _duration(text: str) -> float:
