@@ -17,7 +17,7 @@ import yaml
 
 from knative.deploy.emit import Resource
 from knative.deploy.render import parts
-from knative.deploy.render.own_broker import TRIGGERS
+from knative.deploy.render.broker.own_broker import TRIGGERS
 
 _KNATIVE = "serving.knative.dev/"
 

@@ -7,7 +7,7 @@ RabbitMQ class has no https ingress. Source: Knative, Transport Encryption.
 from __future__ import annotations
 
 from knative.deploy.emit import Patch, because
-from knative.deploy.render import events
+from knative.deploy.render.broker import events
 from knative.deploy.values import Values
 
 AUTHORITY = "torpor-eventing-ca"

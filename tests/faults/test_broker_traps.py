@@ -19,7 +19,7 @@ from eventing.cloudevent.job_event import job_of as job_of_event
 from eventing.cloudevent.publisher import HttpPublisher
 from eventing.job.job import Job, JobState, derive_job_id
 from knative.deploy.emit import document
-from knative.deploy.render import own_broker
+from knative.deploy.render.broker import own_broker
 from knative.deploy.timeouts import derive
 from knative.deploy.values import Values
 from tests.faults.client import body

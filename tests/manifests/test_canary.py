@@ -14,7 +14,7 @@ from eventing.broker.trigger import parse_trigger
 from eventing.cloudevent.event import Event
 from eventing.job.job import new_job_id
 from knative.deploy.doctor import Severity, examine
-from knative.deploy.render.inference import INITIAL_SCALE
+from knative.deploy.render.model.inference import INITIAL_SCALE
 from knative.deploy.rollout.canary import (
     CanaryError,
     Change,

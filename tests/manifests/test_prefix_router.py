@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from knative.deploy.provider import env
+from knative.deploy.render.model.provider import env
 from knative.deploy.values import Values
 from tests.manifests.conftest import ROOT
 from tests.manifests.crd import Crds

@@ -15,9 +15,9 @@ import yaml
 
 from knative.deploy.emit import Resource
 from knative.deploy.render import parts
-from knative.deploy.render.own_broker import API_PATH
+from knative.deploy.render.broker.own_broker import API_PATH
+from knative.deploy.render.tools.config import SERVER
 from knative.deploy.timeouts import exponential_span, linear_span
-from knative.deploy.tools.config import SERVER
 
 MODE = "serving.kserve.io/deploymentMode"
 CANARY_OF = "torpor.dev/canary-of"  # a canary serves the model's name

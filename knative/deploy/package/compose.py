@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from knative.deploy import provider
 from knative.deploy.emit import Resource, because, document
 from knative.deploy.render import parts, steps
+from knative.deploy.render.model import provider
+from knative.deploy.render.tools import config as tools
 from knative.deploy.render.tree import HEADER, finished
-from knative.deploy.tools import config as tools
 from knative.deploy.values import Values
 
 OVERLAY: Final = "queue-cpu"

@@ -13,20 +13,12 @@ from knative.deploy.emit import Patch, Resource, because, document
 from knative.deploy.render import (
     api as front,
 )
-from knative.deploy.render import (
-    events,
-    hardware,
-    inference,
-    network,
-    observability,
-    own_broker,
-    parts,
-    scaling,
-    steps,
-)
+from knative.deploy.render import network, observability, parts, scaling, steps
+from knative.deploy.render.broker import events, own_broker
+from knative.deploy.render.model import hardware, inference
+from knative.deploy.render.tools import config as tools
+from knative.deploy.render.tools import pods
 from knative.deploy.timeouts import Timeouts
-from knative.deploy.tools import config as tools
-from knative.deploy.tools import pods
 from knative.deploy.values import Values
 
 Parts = tuple[dict[str, list[Resource]], list[Resource]]

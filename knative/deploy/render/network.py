@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from knative.deploy import provider
 from knative.deploy.emit import Resource
 from knative.deploy.render import parts
-from knative.deploy.tools import config as tools
+from knative.deploy.render.model import provider
+from knative.deploy.render.tools import config as tools
 from knative.deploy.values import Values
 
 

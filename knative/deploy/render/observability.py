@@ -10,7 +10,7 @@ import json
 
 from knative.deploy.emit import Resource, because, plain
 from knative.deploy.render import parts
-from knative.deploy.tools import pods
+from knative.deploy.render.tools import pods
 from knative.deploy.values import Values
 from knative.monitoring.dashboard import dashboard
 from knative.monitoring.rule import Objective, rules

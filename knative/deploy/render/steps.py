@@ -15,11 +15,12 @@ from eventing.redis import keys
 from eventing.store.vector_store.note import WORK_TYPES
 from eventing.store.vector_store.query import RETRIEVE_STEP, SEARCH_STEP
 from knative.deploy.emit import Patch, Resource, because
-from knative.deploy.render import own_broker, parts, scaling
+from knative.deploy.render import parts, scaling
 from knative.deploy.render.api import FILES, FILES_CLAIM
-from knative.deploy.render.events import PARALLELISM, relay_url, trigger
+from knative.deploy.render.broker import own_broker
+from knative.deploy.render.broker.events import PARALLELISM, relay_url, trigger
+from knative.deploy.render.tools import config as tools
 from knative.deploy.timeouts import Timeouts
-from knative.deploy.tools import config as tools
 from knative.deploy.values import Values
 
 PIPELINES = "torpor-pipelines"

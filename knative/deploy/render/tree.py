@@ -13,16 +13,10 @@ from knative.deploy.emit import Resource, document
 from knative.deploy.render import (
     api as front,
 )
-from knative.deploy.render import (
-    events,
-    foundation,
-    inference,
-    network,
-    overlay,
-    parts,
-    store,
-)
+from knative.deploy.render import foundation, network, overlay, parts, store
+from knative.deploy.render.broker import events
 from knative.deploy.render.component import components, patch
+from knative.deploy.render.model import inference
 from knative.deploy.rollout import cluster
 from knative.deploy.timeouts import Timeouts, derive
 from knative.deploy.values import Values

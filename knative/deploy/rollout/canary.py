@@ -18,8 +18,8 @@ import yaml
 from knative.deploy.doctor.view import CANARY_OF, is_in_knative_mode
 from knative.deploy.emit import Resource
 from knative.deploy.errors import DeployError
-from knative.deploy.render.inference import INITIAL_SCALE
-from knative.deploy.render.own_broker import TRIGGERS
+from knative.deploy.render.broker.own_broker import TRIGGERS
+from knative.deploy.render.model.inference import INITIAL_SCALE
 from knative.deploy.render.parts import trigger_name
 
 TRAFFIC = "canaryTrafficPercent"  # KServe's own: of all calls of the predictor's route, jobs too

@@ -16,7 +16,8 @@ from knative.deploy.doctor.view import (
     number,
     variable,
 )
-from knative.deploy.render import events, parts
+from knative.deploy.render import parts
+from knative.deploy.render.broker import events
 from knative.deploy.timeouts import rabbitmq_ack_s
 
 register = Register()

@@ -17,7 +17,8 @@ from knative.deploy.doctor.view import (
     variable,
 )
 from knative.deploy.emit import Resource
-from knative.deploy.render import own_broker, parts
+from knative.deploy.render import parts
+from knative.deploy.render.broker import own_broker
 
 register = Register()
 _KNOWN = {"deadLetterSink", "retry", "backoffPolicy", "backoffDelay", "timeout", "retryAfterMax",

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault
 from knative.deploy.doctor.view import ResourceView, annotation, dig
 from knative.deploy.emit import Resource
-from knative.deploy.render.inference import CLUSTER_LOCAL, INITIAL_SCALE, VISIBILITY
+from knative.deploy.render.model.inference import CLUSTER_LOCAL, INITIAL_SCALE, VISIBILITY
 
 register = Register()
 _OF_PREDICTOR = "serving.kserve.io/inferenceservice"

@@ -32,7 +32,7 @@ from knative.deploy.doctor.view import DeliverySpec, ResourceView, dig, number, 
 from knative.deploy.emit import Resource
 from knative.deploy.render import parts
 from knative.deploy.render.steps import CALLER_URL
-from knative.deploy.tools import config as tools
+from knative.deploy.render.tools import config as tools
 
 register = Register()
 PIPELINES = "torpor-pipelines"

@@ -11,7 +11,7 @@ from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault
 from knative.deploy.doctor.view import ResourceView, dig, variable
 from knative.deploy.emit import Resource
 from knative.deploy.render import parts
-from knative.deploy.tools.config import queue_of
+from knative.deploy.render.tools.config import queue_of
 from knative.external_scaler.scaler import read_metadata
 
 register = Register()

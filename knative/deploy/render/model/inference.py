@@ -7,9 +7,10 @@ under the KPA would scale a busy pod to zero, and KEDA cannot see work that is h
 
 from __future__ import annotations
 
-from knative.deploy import provider
 from knative.deploy.emit import Patch, Resource, because
-from knative.deploy.render import own_broker, parts
+from knative.deploy.render import parts
+from knative.deploy.render.broker import own_broker
+from knative.deploy.render.model import provider
 from knative.deploy.timeouts import Timeouts
 from knative.deploy.values import Values
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 from eventing.cloudevent.tool_event import CALLED
 from knative.deploy.emit import Patch, Resource, because
 from knative.deploy.render import parts
-from knative.deploy.render.events import delivery, trigger
+from knative.deploy.render.broker.events import delivery, trigger
+from knative.deploy.render.tools import config as tools
 from knative.deploy.timeouts import Timeouts
-from knative.deploy.tools import config as tools
 from knative.deploy.values import Values
 
 OWN_PARALLELISM = "torpor.dev/parallelism"

@@ -10,10 +10,11 @@ from __future__ import annotations
 from eventing.job.tools.server import ToolDeployment, ToolServer
 from eventing.redis import keys
 from knative.deploy.emit import Resource, because
-from knative.deploy.render import own_broker, parts, scaling
+from knative.deploy.render import parts, scaling
 from knative.deploy.render.api import FILES, FILES_CLAIM
+from knative.deploy.render.broker import own_broker
+from knative.deploy.render.tools import config
 from knative.deploy.timeouts import Timeouts
-from knative.deploy.tools import config
 from knative.deploy.values import Values
 
 ACCOUNT = "torpor-tools"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from knative.deploy.emit import Patch, Resource, because
 from knative.deploy.render import parts
-from knative.deploy.render.inference import CPU_CONTEXT_TOKENS, engine_args, engine_resources
+from knative.deploy.render.model.inference import CPU_CONTEXT_TOKENS, engine_args, engine_resources
 from knative.deploy.timeouts import Timeouts
 from knative.deploy.values import Values
 

@@ -1,0 +1,1 @@
+"""Manifests of the broker: Knative's, or ours."""
