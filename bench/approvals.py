@@ -3,7 +3,7 @@
     python -m bench.approvals [--jobs 1000]
 
 `torpor up` on a store of its own, with the test engine and one tool whose calls need approval. All jobs come to wait,
-predictor and steps go to zero; then: processes and connections against those before the first job, bytes of every key
+predictor and steps go to zero; then: processes and connections against those before, bytes of every key
 of the waiting jobs, kill -9 of the store, the time of each answer (which queues the call in the same script), and how
 late a wait that no one answered is ended.
 """
@@ -55,7 +55,7 @@ class Rig:
     async def held(self) -> dict[str, int]:
         """Processes below the stack, their connections, and the store's clients."""
         below = psutil.Process(self.stack.pid).children(recursive=True)
-        open_now = [c for each in below for c in each.net_connections("tcp") if c.raddr]
+        open_now = [c for each in below for c in each.connections("tcp") if c.raddr]
         clients = (await self.redis.info("clients"))["connected_clients"]
         return {"processes": len(below), "connections": len(open_now), "store_clients": clients}
 
@@ -197,7 +197,9 @@ async def late_ms(rig: Rig, jobs: int) -> list[float]:
 async def measured(jobs: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         async with running(Path(folder)) as rig:
-            await ended(rig, [])
+            warm = await submitted(rig, "long", _SUBMITS)
+            await answered_ms(rig, warm, _SUBMITS)
+            await ended(rig, warm)
             await rig.at_zero()
             report: dict[str, Any] = {"jobs": jobs, "before": await rig.held()}
             made = await submitted(rig, "long", jobs)

@@ -204,6 +204,13 @@ local function next_turn(key, stream, job, job_id, calling, publication, now, re
   redis.call('XADD', stream, '*', 'kind', 'state', 'state', 'queued', 'attempt', job.attempt, 'at_ms', now)
 end
 
+-- The newest node of a stream is made with room for 4 KiB; a copy has no room. For a job that may wait for days, which has few entries.
+local function pack(stream)
+  if redis.call('XLEN', stream) < 100 and redis.call('COPY', stream, stream .. ':packed', 'REPLACE') == 1 then
+    redis.call('RENAME', stream .. ':packed', stream)
+  end
+end
+
 -- What follows when calls have changed, and writes `calling`. Gives 'ok', 'next' (the next turn is queued) or 'ended' (the job, with its turn).
 local function go_on(key, stream, job, calling, publication, now, recheck_ms, retention_s)
   local job_id, open, people = string.match(key, '{(.*)}'), 0, 0
@@ -212,7 +219,8 @@ local function go_on(key, stream, job, calling, publication, now, recheck_ms, re
     if WAITING[state] then people = people + 1 end
   end
   local does_end = calling.ends == 1 and open == people
-  pace(key, job, job_id, calling, open > 0 and open == people and not does_end, now, recheck_ms)
+  local was_paused, is_paused = calling.paused_ms > 0, open > 0 and open == people and not does_end
+  pace(key, job, job_id, calling, is_paused, now, recheck_ms)
   if does_end then
     job.calling = cjson.encode(calling)
     end_judged(key, job, now, retention_s, '', {})
@@ -226,6 +234,7 @@ local function go_on(key, stream, job, calling, publication, now, recheck_ms, re
   local until_ms = calling.expected and calling.expected.until_ms or 0
   set_expected(calling, job_id, open > people and until_ms > now and until_ms or 0)
   put_calling(key, calling)
+  if is_paused and not was_paused then pack(stream) end
   return 'ok'
 end
 
