@@ -25,6 +25,12 @@ TOOLS: Final[Row] = (
             "From the mark «sent» until the result is stored.",
         ),
         Panel(
+            "Calls in the queue of a server",
+            "short",
+            (('max by (queue) (torpor_queue_events{queue=~"tool-.+"})', "{{queue}}"),),
+            "That wait, or are under way: what scales a tool that is deployed.",
+        ),
+        Panel(
             "Calls in doubt an hour, by effect class",
             "short",
             (

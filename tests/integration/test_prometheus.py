@@ -92,7 +92,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
 
 OF_PODS = (
     *("torpor_step_", "torpor_upstream_", "torpor_provider_", "torpor_routed_", "torpor_tier_"),
-    *("torpor_tool_", "torpor_turn_prefixes_"),
+    *("torpor_tool_", "torpor_turn_prefixes_", 'queue=~"tool-'),
     *("torpor_prefix_claims_", "torpor_claim_passes_", "torpor_left_jobs_"),
     *("torpor_model_not_starting", "torpor_hallucination_", "torpor_critic_", "torpor_audit"),
 )

@@ -140,6 +140,8 @@ def test_a_call_that_began_this_second_ends_before_its_pod(overlays: dict[str, R
     for name in ("caller", "pump"):
         assert float(env(found[name])["TORPOR_DRAIN_GRACE_S"]) == 1230
     assert pod["terminationGracePeriodSeconds"] == 1260
+    # A start that failed has no calls to wait for.
+    assert found["tool"]["startupProbe"]["terminationGracePeriodSeconds"] == 30
     assert found["tool"]["lifecycle"]["preStop"]["httpGet"] == {"path": "/drained", "port": 8083}
 
 
@@ -277,6 +279,13 @@ def unpumped(resources: Resources) -> None:
     entry["value"] = entry["value"].replace(",tool-weather", "")
 
 
+def longer_than_a_job(resources: Resources) -> None:
+    data = of(resources, "ConfigMap", "torpor-tools")["data"]
+    document = yaml.safe_load(data["tools.yaml"])
+    document["servers"]["weather"]["timeout_ms"] = 7_200_000
+    data["tools.yaml"] = yaml.safe_dump(document)
+
+
 MISTAKES: dict[str, tuple[Callable[[Resources], None], list[tuple[str, str]]]] = {
     "no scaler": (without("ScaledObject", NAME), [("tools-queue", "error")]),
     "no pod": (
@@ -291,6 +300,10 @@ MISTAKES: dict[str, tuple[Callable[[Resources], None], list[tuple[str, str]]]] =
     "a call that may happen once is cut off": (
         short_grace("torpor-tool-files"),
         [("tools-grace", "error")],
+    ),
+    "a call that outlasts every job": (
+        longer_than_a_job,
+        [("tools-timeout", "error"), ("tools-timeout", "warning")],
     ),
     "a queue that the broker does not pump": (unpumped, [("tools-queue", "error")]),
 }

@@ -1,5 +1,6 @@
 """tools.yaml: what it may say, what is refused by name, and what of it the model is told."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from eventing.errors import BadRequest
 from eventing.job.tools.call import EffectClass
 from eventing.job.tools.document import load_tools, parse_tools
-from eventing.job.tools.server import Approval, ServerKind
+from eventing.job.tools.server import Approval, ServerKind, ToolDeployment
 from steps.tools.listing import body_with_tools, every_tool, function_definition, pinned_server
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "tools" / "tools.yaml"
@@ -39,6 +40,27 @@ def test_a_tenant_sees_its_own_servers() -> None:
     assert set(config.serving("beta")) == {"time"}
     assert (config.allows_urls("acme"), config.allows_urls("beta")) == (True, False)
     assert set(config.queues) == {"mail", "time", "urls"}
+
+
+def test_an_image_alone_says_how_a_function_is_deployed() -> None:
+    server = parse_tools(
+        {"servers": {"render": {"kind": "function", "deploy": {"image": "a.example/render:1"}}}}
+    ).servers["render"]
+
+    assert (server.url, server.deployment) == ("", ToolDeployment(image="a.example/render:1"))
+    assert server.longest_ms == server.timeout_ms + 60_000  # it may have to start first
+
+
+def test_a_process_refuses_a_server_that_only_a_cluster_deploys_and_uses_its_address_beside_that(
+    tmp_path: Path,
+) -> None:
+    file, server = tmp_path / "tools.yaml", {"kind": "function", "deploy": {"image": "a/b:1"}}
+    file.write_text(json.dumps({"servers": {"render": server}}))
+    with pytest.raises(BadRequest, match=r"servers\.render\.url must be set here"):
+        load_tools(file)
+
+    file.write_text(json.dumps({"servers": {"render": {**server, "url": "http://127.0.0.1:9"}}}))
+    assert load_tools(file).servers["render"].url == "http://127.0.0.1:9"
 
 
 def test_an_engine_is_asked_to_hold_arguments_to_a_strict_servers_schema() -> None:

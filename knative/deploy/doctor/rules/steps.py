@@ -24,7 +24,7 @@ from eventing.job.pipelines.fallback import Fallbacks, parse_fallbacks
 from eventing.job.plan import Pipelines
 from eventing.job.tools.call import EffectClass
 from eventing.job.tools.document import parse_tools
-from eventing.job.tools.server import NO_TOOLS, ToolConfig
+from eventing.job.tools.server import DEFAULT_TIMEOUT_MS, NO_TOOLS, ToolConfig
 from eventing.process.address import is_inside
 from knative.deploy.doctor.finding import Fault, Hop, Register, Severity, fault
 from knative.deploy.doctor.rules.trigger import queues_read
@@ -221,7 +221,13 @@ def tools_trigger(view: ResourceView) -> Iterator[Fault]:
     source="docs/tools.md",
 )
 def tools_timeout(view: ResourceView) -> Iterator[Fault]:
-    taken, queues = _taken(view, CALLED, "toolserver"), _tool_config(view).queues
+    config, file = _tool_config(view), view.named("ConfigMap", tools.CONFIG, "v1")
+    taken, queues = _taken(view, CALLED, "toolserver"), config.queues
+    for label, server in config.servers.items():
+        if file and server.timeout_ms > max(view.job_s * 1000, DEFAULT_TIMEOUT_MS):
+            where = f"{_TOOLS_FILE}: servers.{label}.timeout_ms"
+            must = f"at most the longest job, {view.job_s} s"
+            yield fault(file, where, server.timeout_ms, must, Severity.WARNING)
     for label, trigger in taken.items():
         delivery, longest_s = view.delivery(trigger), queues.get(label, 0) / 1000
         if (delivery.timeout_s or 0) < longest_s:

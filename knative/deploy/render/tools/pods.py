@@ -159,6 +159,9 @@ def deployment(values: Values, server: ToolServer) -> Resource:
             "failureThreshold": because(
                 2 * _of(server).cold_start_s, "Twice its cold start: then it is started again."
             ),
+            "terminationGracePeriodSeconds": because(
+                _MARGIN_S, "No call can be under way, and preStop waits for those of its pod."
+            ),
         },
         "lifecycle": _drained_first(),
     }
