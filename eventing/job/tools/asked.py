@@ -134,7 +134,10 @@ def asked_servers(tools: Any, where: str = "body.tools") -> tuple[AskedServer, .
 
 
 def check_own_names(tools: Any, labels: Sequence[str], where: str = "body.tools") -> None:
-    """Raises `InvalidJob` for a function of the caller's with a name that a tool of these servers could have."""
+    """Raises `InvalidJob` for a function of the caller's with a name that a tool of these servers, or of the product,
+    could have.
+    """
+    labels = (*labels, BUILT_IN)
     for place, tool in enumerate(tools if isinstance(tools, list) else ()):
         function = tool.get("function") if isinstance(tool, Mapping) else None
         held = function if isinstance(function, Mapping) else tool

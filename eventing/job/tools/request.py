@@ -16,6 +16,7 @@ from eventing.job.plan import LIST_TOOLS_STEP, TOOLS_STEP, Hold, Pipelines, Plan
 from eventing.job.tools.asked import CREDENTIALS, MCP, AskedServer, asked_servers, check_own_names
 from eventing.job.tools.limits import ASKED, NAMES, ToolLimits, check_limits
 from eventing.job.tools.server import Approval, ToolConfig, ToolServer
+from eventing.process.egress import AllowList, check_url
 
 SERVERS: Final = "servers"
 """Setting of both steps: labels of servers that the operator bound to the model."""
@@ -118,6 +119,11 @@ def _check_server(
         raise _refused(f"{server.label}: you may not name servers by address (server_url)")
     if server.url and server.label in config.servers:
         raise _refused(f"{server.label} is the label of a server of the operator's")
+    if server.url:
+        try:
+            check_url(server.url, AllowList(), "server_url")
+        except InvalidJob as error:
+            raise _refused(f"{server.label}: {error.message}") from error
 
 
 def _may_ask(server: AskedServer, configured: ToolServer | None) -> bool:

@@ -111,6 +111,9 @@ def test_a_model_name_brings_the_servers_that_the_operator_bound_to_it() -> None
         ([mcp("nothere")], "acme", "there are: files, mail"),
         ([mcp("own", server_url="https://a.example/mcp")], "other", "may not name servers"),
         ([mcp("files", server_url="https://a.example/mcp")], "acme", "label of a server of the op"),
+        ([mcp("own", server_url="http://a.example/mcp")], "acme", "own: server_url must start"),
+        ([mcp("own", server_url="https://10.0.0.1/mcp")], "acme", "not a public address"),
+        ([mcp("own", server_url="https://metadata.internal/")], "acme", "name for inside"),
         ([mcp(authorization=CANARY)], "acme", "seal it"),
         ([mcp(headers={"x-key": CANARY})], "acme", "seal it"),
     ],
@@ -182,6 +185,9 @@ def test_a_function_of_the_caller_can_not_have_the_name_of_a_servers_tool(model:
     with pytest.raises(InvalidJob, match="files__read"):
         steps(function, *tools, model=model)
     assert steps(other, *tools, model=model)
+    built_in = {"type": "function", "function": {"name": "torpor__read"}}
+    with pytest.raises(InvalidJob, match="torpor__read"):
+        steps(built_in, *tools, model=model)
 
 
 @pytest.mark.parametrize(
