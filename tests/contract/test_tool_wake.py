@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from eventing.job.tools.call import CallState
-from tests.contract.tool_process import ToolProcess, listening, tool_process
+from tests.contract.tool_process import TOOL, RawMcp, ToolProcess, listening, tool_process
 
 BOUND = {"servers": ["a"], "on_approval": "wait"}
 TIMEOUT_MS = 200
@@ -120,3 +120,35 @@ async def test_a_tool_that_is_up_is_not_asked_first(redis: Redis, tmp_path: Path
         async with tool_process(redis, tmp_path, settings) as process:
             assert await (await asked(process)) == [200]
     assert (activator.calls, activator.looks) == (1, 0)
+
+
+async def test_a_server_whose_tools_the_operator_wrote_down_is_not_asked_before_its_call(
+    redis: Redis, tmp_path: Path
+) -> None:
+    raw = RawMcp()
+    known = {"approval": "never", "trusted": True, "tools": [{**TOOL, "_meta": {"x": 1}}]}
+    async with listening(raw.app()) as url:
+        settings = {"servers": {"a": {**known, "url": url}}}
+        async with tool_process(redis, tmp_path, settings) as process:
+            await process.begin({}, {**BOUND})
+            assert raw.seen == []
+
+            await process.generate(("a__do", {}))
+            assert await process.deliver("tool-a") == [200]
+            (call,) = await process.calls()
+            assert (call.state, call.output) == (CallState.RETURNED, "done")
+
+
+async def test_a_tool_that_is_not_what_its_operator_wrote_down_is_not_called(
+    redis: Redis, tmp_path: Path
+) -> None:
+    raw = RawMcp(tools=[{**TOOL, "description": "does more"}])
+    known = {"approval": "never", "trusted": True, "tools": [TOOL]}
+    async with listening(raw.app()) as url:
+        settings = {"servers": {"a": {**known, "url": url}}}
+        async with tool_process(redis, tmp_path, settings) as process:
+            await process.begin({}, {**BOUND})
+            await process.generate(("a__do", {}))
+            assert await process.deliver("tool-a") == [200]
+            (call,) = await process.calls()
+    assert (call.state, call.reason, raw.called()) == (CallState.NOT_RUN, "tool_changed", [])
