@@ -20,13 +20,12 @@ from eventing.cloudevent.event import Event, parse_http
 from eventing.cloudevent.result_event import DATAREF_ABOVE_BYTES
 from eventing.errors import (
     BadRequest,
-    IdempotencyConflict,
     JobDeleted,
     StoreUnavailable,
     Unavailable,
 )
 from eventing.job.call.usage import TIMES
-from eventing.job.job import API_SOURCE, Job
+from eventing.job.job import Job
 from eventing.job.plan import Hold
 from eventing.job.store import Acquired, AcquireStatus, JobWorker, NewJob, ReleaseReason
 from eventing.store.job_record.parse import fresh
@@ -51,6 +50,7 @@ from predictor.delivery.answer import (
 )
 from predictor.delivery.lease import LeaseKeeper
 from predictor.delivery.leased import Leased, engine_request
+from predictor.delivery.recorded import RecordedJobs, is_elsewhere
 from predictor.delivery.settlement import Settlement, problem
 from predictor.engine.engine import (
     Engine,
@@ -107,6 +107,7 @@ class Deliveries:
         self._settlement = Settlement(store, clock, lease_s=lease_s)
         self._flush_s = flush_s
         self._is_store_shared = is_store_shared
+        self._jobs = RecordedJobs(store, is_store_shared=is_store_shared)
         self._account = account or GpuAccount(None, clock, model="", started_s=0.0)
 
     async def handle(self, headers: Mapping[str, str], body: bytes) -> DeliveryResponse:
@@ -161,7 +162,7 @@ class Deliveries:
             return Refused(error.message, error.retry_after_s)
 
     async def _reject(self, event: Event, error: BadRequest) -> Outcome:
-        if self._is_strange(event.source):
+        if self._jobs.is_strange(event.source):
             return self._ignore_strange(event.subject)
         new = job_event.unreadable_job(event)
         if not await self._store.reject(new, problem(error), event.data):
@@ -208,8 +209,8 @@ class Deliveries:
         is_exclusive = False
         while True:
             if isinstance(checked, Exception) and expected:
-                job, expected = await self._record(new), False
-                if _is_elsewhere(job, new):
+                job, expected = await self._jobs.recorded(new), False
+                if is_elsewhere(job, new):
                     return self._ignore_moved(new.id)
                 checked = self._validate(job)
             if isinstance(checked, BadRequest):
@@ -233,8 +234,8 @@ class Deliveries:
                     is_exclusive = True
                     await slot.take_all()
                 case AcquireStatus.OTHER | AcquireStatus.MISSING if expected:
-                    job, expected = await self._record(new), False
-                    if _is_elsewhere(job, new):
+                    job, expected = await self._jobs.recorded(new), False
+                    if is_elsewhere(job, new):
                         return self._ignore_moved(new.id)
                     checked = self._validate(job)
                 case _:
@@ -252,33 +253,6 @@ class Deliveries:
                 return Ignored()
             case _:
                 return await self._settlement.ended(job.id)
-
-    async def _record(self, new: NewJob) -> Job:
-        """The job as recorded: the record decides, whatever a later event with the same identity says (a redriven
-        job may have been edited). Jobs of our api are recorded already; those of other producers are recorded here.
-        Raises `JobDeleted`, also for an event that claims our api as its source without a record.
-        """
-        recorded = await self._store.get(new.id)
-        if recorded is not None and not self._is_redriven(recorded, new):
-            return replace(recorded, request=recorded.to_run)
-        if self._is_strange(new.source):
-            raise JobDeleted("our api has no such job")
-        try:
-            job, _ = await self._store.submit(new)
-        except JobDeleted:
-            raise
-        except IdempotencyConflict:
-            raise Unavailable("another request took this identity just now") from None
-        return job
-
-    def _is_redriven(self, recorded: Job, new: NewJob) -> bool:
-        """True when the shared store, which is not ours, has given a job that ended here a new life."""
-        is_later = recorded.state.is_terminal and recorded.attempt < new.attempt
-        return is_later and not self._is_store_shared
-
-    def _is_strange(self, source: str) -> bool:
-        """True when the source is our api, which records before it sends. (Without a shared store, false.)"""
-        return self._is_store_shared and source == API_SOURCE
 
     def _ignore_strange(self, job_id: str) -> Outcome:
         _log.warning("event of a job that is not recorded", action="ignore", job_id=job_id[:100])
@@ -394,11 +368,6 @@ class Deliveries:
 def _wants_result(headers: Mapping[str, str]) -> bool:
     """False for `Prefer: return=minimal` (RFC 7240): no subscriber of that broker takes result events."""
     return job_event.MINIMAL not in headers.get("prefer", "")
-
-
-def _is_elsewhere(job: Job, new: NewJob) -> bool:
-    """True for an event from before the job was sent to another model, whose predictor has an event of its own."""
-    return not job.state.is_terminal and job.request.model != new.request.model
 
 
 def _timed(result: Completed, first_token_s: float, start_s: float) -> Completed:

@@ -12,7 +12,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from api.audit.audits import AuditDeps, Audits
-from api.audit.critic import verdict_of
+from api.audit.critic import Verdict, verdict_of
 from api.audit.figures import AuditFigures
 from api.audit.golden import GoldenRow, GoldenSet
 from api.audit.round import AuditRound, RoundDeps
@@ -224,3 +224,17 @@ class AuditRig:
         await self.round.ask(CRITIC)
         while await self.answer_critics_jobs():
             await self.round.ask(CRITIC)
+
+
+async def judged(rig: AuditRig, number: int, answer: str = "good", **fields: Any) -> Verdict | None:
+    """The verdict on a new job, by a critic that was measured before."""
+    await rig.know_critic()
+    job = await rig.answered(number, answer, **fields)
+    await rig.listener.ended(job)
+    await rig.work()
+    found = await rig.audits.get(job.id)
+    return found.verdict if found else None
+
+
+def audit_id(number: int) -> Any:
+    return derive_job_id("/tests", f"{number}")

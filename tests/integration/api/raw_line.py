@@ -11,8 +11,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
 import orjson
 
+from tests.integration.api.conftest import Rig
 from tests.time_limits import HANG_S
 
 
@@ -73,3 +75,10 @@ async def raw_line(url: str) -> AsyncIterator[RawLine]:
         yield line
     finally:
         line.close()
+
+
+async def timed(rig: Rig, method: str, path: str, **more: Any) -> tuple[httpx.Response, float]:
+    """The answer, and the seconds of CPU that client and api took, which are one process here."""
+    started_s = time.process_time()
+    answer = await rig.client.request(method, path, **more)
+    return answer, time.process_time() - started_s
