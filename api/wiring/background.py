@@ -14,7 +14,7 @@ from api.settings import ApiSettings
 from api.webhook.approval_notices import ApprovalNotices
 from api.webhook.listener import WebhookListener
 from api.wiring.parts import Parts
-from eventing.broker.tool_calls import ToolCalls, run_approvals
+from eventing.broker.tool_calls import CallsLeft, ToolCalls, run_approvals
 from eventing.job.tools.server import NO_TOOLS
 from eventing.live import archiver
 from eventing.live.ended import EndedConsumer, EndListener
@@ -95,6 +95,7 @@ def _listeners(parts: Parts) -> tuple[EndListener, ...]:
         WebhookListener(parts.webhooks.store, parts.webhooks.sender.wake),
         Summaries(parts.submission.conversations, parts.submission.intake, parts.store),
         parts.past_waking,
+        CallsLeft(parts.route),
         *of_audits,
     )
 

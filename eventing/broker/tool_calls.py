@@ -14,8 +14,9 @@ import structlog
 from eventing.broker.intake import Route
 from eventing.cloudevent.event import Event
 from eventing.cloudevent.job_event import TURN, request_event
+from eventing.cloudevent.publisher import Publisher
 from eventing.cloudevent.tool_event import called_event
-from eventing.errors import BadRequest, Unavailable
+from eventing.errors import BadRequest, EventRefused, Unavailable
 from eventing.job.job import Job
 from eventing.job.step import AdvanceStatus, StepRun
 from eventing.job.store import Publication
@@ -124,6 +125,24 @@ class ToolCalls:
     def _recorded(self, job: Job, events: list[Event]) -> None:
         for event in events:
             self._route.recorded(job.id, event)
+
+
+class CallsLeft:
+    """An `EndListener`: calls that an ended job left with tools which answer later, and which no process holds. Their
+    event is queued once more, and the process that takes it tells the tool that the call is not wanted any more.
+    """
+
+    def __init__(self, publisher: Publisher) -> None:
+        self._publisher = publisher
+
+    async def ended(self, job: Job) -> None:
+        """Raises `Unavailable` to be called again."""
+        for call in job.turns[-1].calls if job.turns else ():
+            if call.state is CallState.ACCEPTED:
+                try:
+                    await self._publisher.publish(called_event(job, epoch_of(job, call), call))
+                except EventRefused as error:
+                    _log.info("not told", action="call", job_id=job.id, reason=error.code)
 
 
 async def run_approvals(calls: ToolCalls) -> None:

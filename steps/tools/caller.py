@@ -151,6 +151,8 @@ class Caller:
                 may_be_given_up = call.effect.may_be_sent_again and not self._deps.is_beside_tool
                 self._running[_current()] = may_be_given_up
                 await self._leased(job, call, sent, token)
+            case SendStatus.TERMINAL if job and call and call.state is CallState.ACCEPTED:
+                await self._called_off(job, call)
             case _:
                 _log.info("nothing to run", action="call", job_id=job_id, reason=sent.status)
 

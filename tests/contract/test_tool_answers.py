@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from eventing.broker.tool_calls import ToolCalls
+from eventing.broker.tool_calls import CallsLeft, ToolCalls
 from eventing.job.job import JobState
 from eventing.job.tools.call import CallState, call_field
 from eventing.job.tools.store import Decision, ReturnStatus
@@ -187,6 +187,34 @@ class TestLater:
             assert len(tokens[0]) == 32
             assert tokens[0] not in str(await redis.hgetall(keys.job(job_id())))
             assert call.token_hash == token_hash(tokens[0])
+
+    @pytest.mark.parametrize("kind", ["function", "mcp"])
+    async def test_a_tool_that_answers_later_is_told_that_its_job_has_ended(
+        self, redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    ) -> None:
+        monkeypatch.setattr("steps.tools.caller._POLLS_S", 0.0)
+        told: list[str] = []
+
+        async def accept(request: Request, _: bytes) -> Response:
+            told.append(request.headers["ce-type"])
+            return Response(status_code=202)
+
+        task = {"resultType": "task", "taskId": "t-1", "status": "working"}
+        raw = RawMcp({"tools/call": lambda _: task})
+        app = function(accept) if kind == "function" else raw.app()
+        async with (
+            listening(app) as url,
+            tool_process(redis, tmp_path, config(url, kind=kind)) as process,
+        ):
+            tool = "a__a" if kind == "function" else "a__do"
+            assert await calling(process, (tool, {})) == [200]
+            await process.server.runner._deps.store.cancel(job_id())  # type: ignore[attr-defined]
+            job = await process.job()
+            await CallsLeft(process.server.route).ended(job)
+            assert await process.deliver("tool-a") == [200]
+        assert (job.state, job.turns[0].calls[0].state) == (JobState.CANCELLED, CallState.ACCEPTED)
+        told += [method for method, _, _ in raw.seen if method.startswith("tasks/")]
+        assert told[-1] in ("dev.torpor.tool.cancelled.v1", "tasks/cancel")
 
 
 class TestQuestions:
