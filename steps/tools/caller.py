@@ -18,7 +18,7 @@ import structlog
 from eventing.broker.tool_calls import ToolCalls, epoch_of
 from eventing.clock import Clock
 from eventing.cloudevent.event import Event
-from eventing.cloudevent.tool_event import PLACE, called_event
+from eventing.cloudevent.tool_event import PLACE, called_event, place_of
 from eventing.errors import BadRequest, TorporError, Unavailable
 from eventing.job.job import Job, JobId
 from eventing.job.tools.call import CallState, ToolCall
@@ -41,7 +41,7 @@ from steps.tools.client.answer import (
     Target,
 )
 from steps.tools.client.clients import Clients
-from steps.tools.outgoing import asked_of_user, function_event, outgoing_call
+from steps.tools.outgoing import asked_again_ms, asked_of_user, function_event, outgoing_call
 from steps.tools.progress import Note, noted_progress, said_text
 from steps.tools.results import ToolResults
 from steps.tools.targets import Targets
@@ -52,8 +52,6 @@ LATER: Final = "later:"
 """How handles begin: of a task that is polled, and of a result that comes by itself."""
 _POLLS_S: Final = 10.0
 """How long one delivery polls a task; then the call waits without a process until a sweep queues it again."""
-_SOONEST_MS: Final = 10_000
-_LATEST_MS: Final = 300_000
 _LONGEST_WAIT_MS: Final = 24 * 3600 * 1000
 """How long a result that was promised for later is waited for."""
 _STORE_S: Final = 10.0
@@ -378,11 +376,6 @@ class Caller:
                 await self._deps.clients.mcp().cancel(target, call.handle.removeprefix(TASK))
 
 
-def asked_again_ms(waited_ms: int) -> int:
-    """After how long a task is asked for again that has taken so long already: a tenth of that, within bounds."""
-    return min(max(_SOONEST_MS, waited_ms // 10), _LATEST_MS)
-
-
 def token_hash(token: str) -> str:
     """The hash of a call's token, which is all that is stored of it."""
     return hashlib.sha256(token.encode()).hexdigest()
@@ -390,10 +383,9 @@ def token_hash(token: str) -> str:
 
 def _where(event: Event) -> tuple[JobId, int, int]:
     """Job, turn and place of the call that an event is of. Raises `BadRequest`."""
-    turn, _, place = event.extensions.get(PLACE, "").partition(".")
-    if not (turn.isdecimal() and place.isdecimal() and len(turn) < 7 and len(place) < 7):
+    if (found := place_of(event)) is None:
         raise BadRequest(f"{PLACE} names no call", PLACE)
-    return JobId(event.subject), int(turn), int(place)
+    return JobId(event.subject), *found
 
 
 def _label(server: ToolServer | None) -> str:

@@ -5,7 +5,7 @@ Called by `steps.tools.caller`.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -82,3 +82,12 @@ def function_event(job: Job, call: ToolCall, token: str) -> Event:
     """The event as a function gets it: with the token that a later result must carry."""
     event = called_event(job, epoch_of(job, call), call)
     return replace(event, extensions={**event.extensions, "calltoken": token})
+
+
+_SOONEST_MS: Final = 10_000
+_LATEST_MS: Final = 300_000
+
+
+def asked_again_ms(waited_ms: int) -> int:
+    """After how long a task is asked for again that has taken so long already: a tenth of that, within bounds."""
+    return min(max(_SOONEST_MS, waited_ms // 10), _LATEST_MS)

@@ -17,7 +17,8 @@ from eventing.job.tools.call import CallState, call_field
 from eventing.job.tools.store import Decision, ReturnStatus
 from eventing.job.tools.tool_list import pinned_servers
 from eventing.redis import keys
-from steps.tools.caller import asked_again_ms, token_hash
+from steps.tools.caller import token_hash
+from steps.tools.outgoing import asked_again_ms
 from tests.contract.rig import job_id
 from tests.contract.test_tool_calls import BOUND, adder, config
 from tests.contract.tool_process import (
