@@ -23,6 +23,7 @@ from knative.deploy.render.render import write
 from knative.deploy.values import Values
 from tests.manifests.conftest import Resources, kustomize
 from tests.manifests.crd import Crds
+from tests.manifests.test_policies import wrong_ways
 from tests.manifests.test_schemas import faults
 from tests.manifests.test_steps import knative_triggers, of, own_triggers, takers
 from tests.manifests.test_tools import called
@@ -250,6 +251,7 @@ def test_its_pods_are_let_out_to_nothing_but_what_their_own_processes_need(
     workload = of(overlays[overlay], "Deployment" if overlay == "queue" else "Service", NAME)
     labels = workload["spec"]["template"]["metadata"]["labels"]
     assert chosen.items() <= labels.items()
+    assert wrong_ways(overlays[overlay]) == set()
     assert labels["torpor.dev/tool-server"] == "render"
 
 

@@ -201,6 +201,8 @@ FLOWS: tuple[Flow, ...] = (
         "activator and autoscaler to queue-proxy",
         "tools-knative",
     ),
+    Flow(Peer.STEPS, Peer.KOURIER, (8081, 8444), "calls of a tool", "tools-knative"),
+    Flow(Peer.STEPS, Peer.KNATIVE_SERVING, KNATIVE_HTTP, "calls of a tool asleep", "tools-knative"),
     Flow(Peer.KOURIER, Peer.TOOL, KNATIVE_HTTP, "the ingress once awake", "tools-knative"),
     Flow(
         Peer.TOOL, Peer.KNATIVE_SERVING, (8080,), "queue-proxy to the autoscaler", "tools-knative"

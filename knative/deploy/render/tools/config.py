@@ -181,8 +181,6 @@ def policy(part: str, values: Values, public: Resource) -> list[Resource]:
             dict(public), "Servers that requests name: their addresses are checked."
         )
         ways.append({"to": [any_server], "ports": [{"protocol": "TCP", "port": 443}]})
-    if config.deployed and part == "steps-knative":
-        ways.append({"to": [_namespace(values.namespace), *_KNATIVE]})
     if not ways:
         return []
     unique = {str(way): way for way in ways}
