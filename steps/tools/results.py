@@ -8,18 +8,21 @@ import asyncio
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import RawIOBase
 from tempfile import NamedTemporaryFile
 from typing import Any, Final
 
 import orjson
+import structlog
 
-from eventing.errors import ObjectGone
+from eventing.errors import ObjectGone, ObjectsUnavailable
 from eventing.job.job import Job
 from eventing.job.tools.call import CallState, ToolCall
 from eventing.job.tools.limits import ToolLimits, most_equal
 from eventing.store.objects.object_store import ObjectStore
 from steps.tools.client.answer import CREDENTIAL, Result, Target
 
+_log = structlog.get_logger()
 _TAIL_SHARE: Final = 4
 _SHOWN_READ: Final = 32 * 1024
 
@@ -43,7 +46,9 @@ class ToolResults:
     async def shown(
         self, job: Job, call: ToolCall, result: Result, limits: ToolLimits, target: Target
     ) -> Shown:
-        """What the model is shown; the whole is kept where that is a part of it. Raises `ObjectsUnavailable`."""
+        """What the model is shown; the whole is kept where that is a part of it, and where it can be: a call that has
+        been carried out is not left in doubt for a part of its result.
+        """
         notes, is_error = notes_of(job, call, limits), result.is_error
         parts = list(result.cut) or [text_of(result).encode("utf-8", "replace")]
         secrets = [secret.encode() for secret in target.secrets]
@@ -56,13 +61,22 @@ class ToolResults:
             spooled = await asyncio.to_thread(
                 _spool, file.name, _without(parts, secrets), limits.shown_bytes
             )
-            await self._objects.write_file(f"{job.id}/{ref}", file.name)
+            is_kept = spooled.is_whole and await self._keep(f"{job.id}/{ref}", file.name)
+        text = spooled.text(ref if is_kept else "", is_cut=bool(result.cut))
         return Shown(
-            output=_with_notes(spooled.text(ref, is_cut=bool(result.cut)), notes),
+            output=_with_notes(text, notes),
             is_error=is_error,
-            object_ref=f"{ref} sha256:{spooled.digest}",
+            object_ref=f"{ref} sha256:{spooled.digest}" if is_kept else "",
             output_bytes=spooled.size,
         )
+
+    async def _keep(self, name: str, path: str) -> bool:
+        try:
+            await self._objects.write_file(name, path)
+        except ObjectsUnavailable as error:
+            _log.error("result not kept", action="keep_result", object=name, reason=error.message)
+            return False
+        return True
 
     async def part(self, job: Job, arguments: str) -> tuple[str, bool]:
         """A part of an earlier result of this job, and whether that is an error. Raises `ObjectsUnavailable`."""
@@ -117,14 +131,14 @@ class _Spooled:
     digest: str
     head: bytes
     tail: bytes
+    is_whole: bool  #: False where the file took only a part of it
 
     def text(self, ref: str, *, is_cut: bool) -> str:
-        """What the model is shown, and how the rest is read."""
+        """What the model is shown, and how the rest is read; without a `ref`, that it is lost."""
         size = f"{self.size} bytes" + (", the rest of the answer was not read" if is_cut else "")
         end = self.size - len(self.tail)
-        between = (
-            f"[bytes {len(self.head)} to {end} of {size}; torpor__read gives them, ref {ref!r}]"
-        )
+        rest = f"torpor__read gives them, ref {ref!r}" if ref else "they could not be kept"
+        between = f"[bytes {len(self.head)} to {end} of {size}; {rest}]"
         first, last = (each.decode("utf-8", "ignore") for each in (self.head, self.tail))
         return f"{first}\n{between}\n{last}"
 
@@ -133,15 +147,23 @@ def _spool(path: str, parts: Iterator[bytes], shown_bytes: int) -> _Spooled:
     """Write the parts into a file, one at a time: a flood is in memory once."""
     most_tail = shown_bytes // _TAIL_SHARE
     most_head, size, digest = shown_bytes - most_tail, 0, hashlib.sha256()
-    head, tail = b"", b""
-    with open(path, "wb") as file:
+    head, tail, is_whole = b"", b"", True
+    with open(path, "wb", buffering=0) as file:
         for part in parts:
-            file.write(part)
+            is_whole = is_whole and _written(file, part)
             digest.update(part)
             size += len(part)
             head += part[: most_head - len(head)]
             tail = (tail + part)[-most_tail:]
-    return _Spooled(size=size, digest=digest.hexdigest(), head=head, tail=tail)
+    return _Spooled(size=size, digest=digest.hexdigest(), head=head, tail=tail, is_whole=is_whole)
+
+
+def _written(file: RawIOBase, part: bytes) -> bool:
+    """False where the disk is full."""
+    try:
+        return file.write(part) == len(part)
+    except OSError:
+        return False
 
 
 def _without(parts: list[bytes], secrets: Sequence[bytes]) -> Iterator[bytes]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import resource
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -338,6 +339,38 @@ class TestFloods:
             (call,) = await process.calls()
         assert (call.state, call.output_bytes) == (CallState.RETURNED, 10 * 1024 * 1024)
         assert len(raw.called()) == 1
+
+    @pytest.mark.parametrize("fault", ["object store", "disk"])
+    async def test_a_large_result_that_can_not_be_kept_is_no_doubt(
+        self, redis: Redis, tmp_path: Path, fault: str
+    ) -> None:
+        asked = []
+
+        async def answer(_: Request, __: bytes) -> Response:
+            asked.append(1)
+            return Response("head" + "x" * 100_000 + "tail", media_type="text/plain")
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        async with (
+            listening(function(answer)) as url,
+            tool_process(redis, tmp_path, config(url, kind="function")) as process,
+        ):
+            await process.begin({}, {**BOUND})
+            await process.generate(("a__a", {}))
+            if fault == "disk":
+                resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+            else:
+                (tmp_path / "files").write_text("a file in place of the folder")
+            try:
+                assert await process.deliver("tool-a") == [200]
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+            (call,) = await process.calls()
+        assert (call.state, call.is_error, len(asked)) == (CallState.RETURNED, 0, 1)
+        assert call.output.startswith("head")
+        assert call.output.endswith("tail")
+        assert "could not be kept" in call.output
+        assert call.object_ref == ""
 
     async def test_a_list_that_pages_for_ever_ends_with_a_named_reason(
         self, redis: Redis, tmp_path: Path
