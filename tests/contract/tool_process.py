@@ -34,7 +34,7 @@ from steps.settings import StepsSettings
 from tests.contract.rig import job_id, new_job
 from tests.redis_server import free_port
 
-QUEUES: Final = ("models", "steps", "tool-a", "tool-b", "tool-url")
+QUEUES: Final = ("models", "steps", "tool-a", "tool-b", "tool-c", "tool-url")
 App = Callable[..., Awaitable[None]]
 
 
@@ -182,7 +182,10 @@ async def tool_process(
     triggers = [
         trigger("models", type=PREPARED),
         trigger("steps", type=PLANNED),
-        *(trigger(f"tool-{label}", type=CALLED, toolserver=label) for label in ("a", "b", "url")),
+        *(
+            trigger(f"tool-{label}", type=CALLED, toolserver=label)
+            for label in ("a", "b", "c", "url")
+        ),
     ]
     (folder / "triggers.yaml").write_text(yaml.safe_dump_all(triggers))
     kwargs = redis.connection_pool.connection_kwargs
