@@ -4,7 +4,6 @@ Called by `api.wiring`. A decision is taken once by the store's script; what fol
 is queued there.
 """
 
-import hashlib
 import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from eventing.job.call.rule import (
     one_of,
 )
 from eventing.job.job import KEY, Job
-from eventing.job.tools.call import CallState, ToolCall, call_of_approval
+from eventing.job.tools.call import CallState, ToolCall, call_of_approval, token_hash
 from eventing.job.tools.known_list import AcceptStatus, KnownList, address_digest
 from eventing.job.tools.limits import DEFAULT_LIMITS
 from eventing.job.tools.progress import progress_text
@@ -292,8 +291,8 @@ _NO_LEASE: Final = -1
 
 def _check_token(call: Call[ApprovalDeps], asked: ToolCall) -> None:
     """Raises `Forbidden` for a token that is not the call's."""
-    token = hashlib.sha256(call.request.headers.get("torpor-call-token", "").encode())
-    if not asked.token_hash or not hmac.compare_digest(asked.token_hash, token.hexdigest()):
+    given = token_hash(call.request.headers.get("torpor-call-token", ""))
+    if not asked.token_hash or not hmac.compare_digest(asked.token_hash, given):
         raise Forbidden("the call token is not that of this call")
 
 

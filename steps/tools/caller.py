@@ -6,7 +6,6 @@ call has a deadline of its own.
 """
 
 import asyncio
-import hashlib
 import secrets
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from eventing.cloudevent.event import Event
 from eventing.cloudevent.tool_event import PLACE, called_event, place_of
 from eventing.errors import BadRequest, TorporError, Unavailable
 from eventing.job.job import Job, JobId
-from eventing.job.tools.call import CallState, ToolCall
+from eventing.job.tools.call import CallState, ToolCall, token_hash
 from eventing.job.tools.server import URLS, ServerKind, ToolServer
 from eventing.job.tools.store import CallEnd, ProgressStatus, ReturnStatus, SendStatus, Sent
 from eventing.job.tools.tool_list import pinned_servers
@@ -374,11 +373,6 @@ class Caller:
                 await self._deps.clients.function().cancel(target, event)
             elif call.handle.startswith(TASK):
                 await self._deps.clients.mcp().cancel(target, call.handle.removeprefix(TASK))
-
-
-def token_hash(token: str) -> str:
-    """The hash of a call's token, which is all that is stored of it."""
-    return hashlib.sha256(token.encode()).hexdigest()
 
 
 def _where(event: Event) -> tuple[JobId, int, int]:

@@ -13,11 +13,10 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from eventing.broker.tool_calls import CallsLeft, ToolCalls
 from eventing.job.job import JobState
-from eventing.job.tools.call import CallState, call_field
+from eventing.job.tools.call import CallState, call_field, token_hash
 from eventing.job.tools.store import Decision, ReturnStatus
 from eventing.job.tools.tool_list import pinned_servers
 from eventing.redis import keys
-from steps.tools.caller import token_hash
 from steps.tools.outgoing import asked_again_ms
 from tests.contract.rig import job_id
 from tests.contract.test_tool_calls import BOUND, adder, config

@@ -286,3 +286,8 @@ def call_of(raw: bytes) -> ToolCall:
     known["state"] = known_value(CallState, known["state"])
     known["effect"] = known_value(EffectClass, known.get("effect", EffectClass.ONCE))
     return ToolCall(**known)
+
+
+def token_hash(token: str) -> str:
+    """The hash of a call's token, which is all that is stored of it."""
+    return hashlib.sha256(token.encode()).hexdigest()
