@@ -17,6 +17,7 @@ from eventing.errors import Unavailable
 _T = TypeVar("_T")
 _RETRY_AFTER_S = 1.0
 _FAREWELL_S = 1.0
+_READS_NOTHING_S = 1.0
 _ACCEPTED_AT_ONCE = 16
 """Connections that one iteration of the event loop accepts; uvloop's listeners accept one each."""
 
@@ -108,4 +109,25 @@ class ShutdownServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._shutdown.begin()
         await self._shutdown.wait_for_farewells()
-        await super().shutdown(sockets)
+        aborting = asyncio.create_task(self._abort_clients_that_read_nothing())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            aborting.cancel()
+
+    async def _abort_clients_that_read_nothing(self) -> None:
+        """Let a client go that takes nothing of what was sent to it: its connection would never close, and the
+        process would wait for it as long as for any call.
+        """
+        before: dict[Any, int] = {}
+        while True:
+            left = {
+                connection.transport: unsent_bytes
+                for connection in self.server_state.connections
+                if (unsent_bytes := connection.transport.get_write_buffer_size())
+            }
+            for transport, unsent_bytes in left.items():
+                if before.get(transport) == unsent_bytes:
+                    transport.abort()
+            before = left
+            await asyncio.sleep(_READS_NOTHING_S)

@@ -3,10 +3,11 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from tests.redis_server import die_with_parent, free_port
 
 BODY: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 CHAT = "/v1/chat/completions"
+LEAST_UNSENT_BYTES = 32 * 1024
+"""What the kernel holds at least for a client that takes nothing more."""
 TRIGGER = """
 metadata: {name: requests-m}
 spec:
@@ -148,6 +151,52 @@ async def test_a_stream_that_is_cut_off_ends_in_an_error(api: Process, store: Re
 
     error = orjson.loads([line for line in seen if line.startswith("data: ")][-1][6:])
     assert error["error"]["code"] == "shutting_down"
+
+
+async def test_clients_that_read_nothing_do_not_hold_up_the_end_of_the_process(
+    api: Process, store: RedisStore
+) -> None:
+    job_id = (await api.client.post("/v1/jobs", json={"url": CHAT, "body": BODY})).json()["id"]
+    predictor = await FakePredictor(store, job_id).start()
+    async with AsyncExitStack() as stack:
+        deaf = [stack.enter_context(deaf_reader(api.url, job_id)) for _ in range(20)]
+        async with asyncio.timeout(time_limits.HANG_S):
+            while not all(map(is_answered, deaf)):
+                await asyncio.sleep(0.02)
+            for _ in range(60):  # more than the kernel takes, less than a reader may be behind
+                await predictor.chat("x" * 4_000)
+            while sum(size >= LEAST_UNSENT_BYTES for size in unsent_bytes(api.url)) < len(deaf):
+                await asyncio.sleep(0.02)
+            api.terminate()
+            assert await asyncio.to_thread(api.popen.wait, time_limits.HANG_S) == 0
+
+    assert "timeout graceful shutdown exceeded" not in api.log.read_text()
+
+
+@contextmanager
+def deaf_reader(url: str, job_id: str) -> Iterator[socket.socket]:
+    """A connection that asks for a job's events and never reads; it can hold little."""
+    with socket.socket() as made:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        made.connect(("127.0.0.1", httpx.URL(url).port))
+        made.sendall(f"GET /v1/jobs/{job_id}/events HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode())
+        made.setblocking(False)
+        yield made
+
+
+def unsent_bytes(url: str) -> list[int]:
+    """What the kernel holds for each client of a server."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    port = f":{httpx.URL(url).port:04X}"
+    return [int(line[4].split(":")[0], 16) for line in lines if line[1].endswith(port)]
+
+
+def is_answered(reader: socket.socket) -> bool:
+    """Nothing is taken out."""
+    try:
+        return bool(reader.recv(1, socket.MSG_PEEK))
+    except BlockingIOError:
+        return False
 
 
 async def test_the_events_of_a_job_end_and_go_on_elsewhere(
