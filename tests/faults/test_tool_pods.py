@@ -45,11 +45,12 @@ class Pod:
             program.start()
         await self.pump.ready()
 
-    async def die(self) -> None:
+    async def die(self, *programs: Program) -> None:
         """SIGKILL for all at once. The claims of its pump are those of one that was silent for long."""
-        for program in (self.caller, self.pump):
+        killed = programs or (self.caller, self.pump)
+        for program in killed:
             program.signal(signal.SIGKILL)
-        await asyncio.gather(self.caller.gone(), self.pump.gone())
+        await asyncio.gather(*(program.gone() for program in killed))
         redis, stream = self.system.redis, keys.queue(QUEUE, "tickets")
         for entry in await redis.xpending_range(stream, keys.GROUP, "-", "+", 100):
             await redis.xclaim(
@@ -169,6 +170,16 @@ async def test_a_call_waits_for_its_tool_outlives_its_lease_and_is_made_again_af
                 return len(leases - {0}) > 4  # each a third of a lease later
 
             await until(renewed)
+            assert (sends(tool, job_id), await here.waiting()) == (1, (0, 1))
+
+            await first.die(first.pump)
+            first.pump.start()
+
+            async def delivered_again() -> bool:
+                """The caller has said that it runs the call."""
+                return (await QueueView(here.system.redis).depth(QUEUE)).retrying == 1
+
+            await until(delivered_again)
             assert (sends(tool, job_id), await here.waiting()) == (1, (0, 1))
 
             await first.die()

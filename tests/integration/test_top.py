@@ -37,6 +37,11 @@ torpor_provider_breaker_open{model="m",endpoint="large-4 at a.example"} 1
 torpor_provider_breaker_open{model="m",endpoint="small at b.example"} 0
 # TYPE torpor_provider_left gauge
 torpor_provider_left{model="m",endpoint="large-4 at a.example",of="requests"} 12
+# TYPE torpor_queue_events gauge
+torpor_queue_events{queue="requests-m"} 5
+torpor_queue_events{queue="tool-render"} 4
+# TYPE torpor_queue_retrying gauge
+torpor_queue_retrying{queue="tool-render"} 1
 """
 ROWS, COLUMNS = 30, 44
 CLEAR = b"\x1b[2J"
@@ -131,7 +136,7 @@ def test_top_shows_who_answers_and_how_the_providers_are(page: ThreadingHTTPServ
     at = f"http://127.0.0.1:{page.server_port}"
 
     shown = subprocess.run(
-        [TORPOR, "top", "--api", at, "--once", "--every", "0.2"],
+        [TORPOR, "top", "--api", at, "--broker", at, "--once", "--every", "0.2"],
         capture_output=True,
         text=True,
         timeout=120,
@@ -147,6 +152,7 @@ def test_top_shows_who_answers_and_how_the_providers_are(page: ThreadingHTTPServ
         "over a budget 9 0",
         "large-4 at a.example open - 12 -",
         "small at b.example closed - - -",
+        "render 4 1 -",
     ):
         assert words.split() in rows
 

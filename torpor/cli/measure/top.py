@@ -84,6 +84,8 @@ def draw(before: TopView, now: TopView, *, silent_s: float = 0.0) -> RenderableT
     parts: list[RenderableType] = [_queue(now), _replicas(before, now), _jobs(before, now)]
     if endpoints := sorted(now.api.by("torpor_provider_breaker_open", "endpoint")):
         parts.append(_providers(now, endpoints))
+    if tools := sorted(q for q in now.broker.by("torpor_queue_events", "queue") if _is_tool(q)):
+        parts.append(_tools(now, tools))
     if silent_s:
         parts.insert(0, Text(f"the api has not answered for {silent_s:.0f} s", style="bold red"))
     return Group(*parts)
@@ -154,6 +156,26 @@ def _providers(now: TopView, endpoints: Sequence[str]) -> Table:
             for of in ("requests", "tokens")
         )
         table.add_row(endpoint, "open" if is_open else "closed", _text(pause_s), *map(_text, left))
+    return table
+
+
+def _is_tool(queue: str) -> bool:
+    return queue.startswith("tool-")
+
+
+def _tools(now: TopView, queues: Sequence[str]) -> Table:
+    """The calls of each tool server."""
+    table = _table("tool", "calls", "to try again", "settled a minute")
+    for queue in queues:
+        found = (
+            now.broker.highest(name, queue=queue)
+            for name in (
+                "torpor_queue_events",
+                "torpor_queue_retrying",
+                "torpor_queue_settled_per_minute",
+            )
+        )
+        table.add_row(queue.removeprefix("tool-"), *map(_text, found))
     return table
 
 
