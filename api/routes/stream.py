@@ -104,8 +104,8 @@ async def _without_links(
     links = LinkFilters(hosts)
     async with aclosing(_raw_events(deps, job, "", None)) as events:
         async for name, data, cursor in events:
-            if name == "attempt" and data["is_restart"]:
-                links = LinkFilters(hosts)
+            if name == "turn" or (name == "attempt" and data["is_restart"]):
+                links.start_over()
             if name == "tokens":
                 choices = [links.shown(each) for each in orjson.loads(orjson.dumps(data["delta"]))]
                 data["delta"] = orjson.loads(

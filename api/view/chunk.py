@@ -65,9 +65,13 @@ class Chunker:
         """The chunks for an entry of the stream. Raises `Restarted`."""
         if entry.kind is EntryKind.ATTEMPT and entry.is_restart and self._is_turn_shown:
             raise Restarted
-        if self._turns is not None and entry.kind is EntryKind.ATTEMPT and entry.is_restart:
-            self._turns.start_over()
+        if entry.kind is EntryKind.ATTEMPT and entry.is_restart:
+            if self._turns is not None:
+                self._turns.start_over()
+            if self._links is not None:
+                self._links.start_over()
         if entry.kind is EntryKind.TURN:
+            yield from self._held_back()
             self._begin_turn()
         if entry.kind is not EntryKind.TOKENS or not entry.delta:
             return
@@ -81,13 +85,20 @@ class Chunker:
             extra = {name: value for name, value in prompt.items() if value is not None}
             yield self._dump([self._whole(choice)], **extra)
 
+    def _held_back(self) -> Iterator[bytes]:
+        """What of the texts was held back for their links, where no piece of the model's said that they had ended."""
+        for choice in self._links.rest() if self._links else ():
+            told = choice if self._turns is None else self._turns.shown(choice)
+            if told is not None:
+                yield self._dump([self._whole(told)])
+
     def _begin_turn(self) -> None:
         self._is_turn_shown = False
         if self._turns is not None:
             self._turns.begin_turn()
 
     def _shown(self, choices: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """The choices without links that passages planted, and without calls that servers run."""
+        """The choices without links that passages and tools planted, and without calls that servers run."""
         for choice in choices:
             told: dict[str, Any] | None = (
                 choice if self._links is None else self._links.shown(choice)
@@ -109,6 +120,7 @@ class Chunker:
         stored, or its predictor does not stream.
         """
         if self._spoken:
+            yield from self._held_back()
             if job.incomplete:  # the rest is withheld
                 for index in sorted(self._spoken):
                     empty: dict[str, Any] = {"delta": {}} if self._is_chat else {"text": ""}

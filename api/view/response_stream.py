@@ -171,6 +171,7 @@ class Translator:
         choices = (job.result or {}).get("choices")
         if choices:
             yield from self._compaction()
+        yield from self._held_back()
         if choices and not ends_with_turn(job):
             yield from self._unstreamed(choices[0].get("message") or {}, choices[0])
         self._job = job  # with what its steps found
@@ -195,6 +196,11 @@ class Translator:
         if not self._is_announced:
             self._is_announced = True
             yield self._response_event("response.in_progress", "in_progress")
+
+    def _held_back(self) -> Iterator[Event]:
+        """What of the texts was held back for their links, where no piece of the model's said that they had ended."""
+        for choice in self._links.rest() if self._links else ():
+            yield from self._choice(choice)
 
     def _unstreamed(
         self, message: Mapping[str, Any], choice: Mapping[str, Any] | None = None
@@ -231,6 +237,7 @@ class Translator:
 
     def _turn_over(self, number: int) -> Iterator[Event]:
         """Close what the model said in a turn that was committed."""
+        yield from self._held_back()
         turns = self._tools.job.turns if self._tools else ()
         if 1 <= number <= len(turns):
             yield from self._unstreamed(turns[number - 1].message)
@@ -366,6 +373,8 @@ class Translator:
 
     def _start_over(self) -> Iterator[Event]:
         """The text shown so far of this turn is void: its item ends incomplete, and new items follow."""
+        if self._links is not None:
+            self._links.start_over()
         yield from self._close("incomplete")
         for place, item in self._output.done.items():
             if place >= self._turn.first and item["type"] in _VOIDABLE:

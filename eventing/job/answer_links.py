@@ -1,4 +1,4 @@
-"""Answers from retrieved passages, without links that the passages may have planted. Pure.
+"""Answers from retrieved passages and results of tools, without links that those may have planted. Pure.
 
 Called wherever an answer leaves: the api's views, and result events. What is stored is what the model wrote.
 """
@@ -8,21 +8,27 @@ from typing import Any, Final
 
 from eventing.job.job import Job
 from eventing.job.passage import without_links
+from eventing.job.plan import TOOLS_STEP
+from eventing.job.tools.request import LINKS
 
 ANSWER_TEXTS: Final = ("reasoning", "reasoning_content", "content")
 """Names of the texts in a message or a delta, in the order in which they are written."""
 
 
 def link_hosts(job: Job) -> Collection[str] | None:
-    """Hosts that links of the answer may lead to; None for an answer without retrieval, which is shown as it is."""
-    step = job.plan.step("retrieve") if job.plan else None
-    if step is None:
+    """Hosts, and whole addresses, that links of the answer may lead to; None for one that is shown as it is."""
+    plan = job.plan
+    retrieval, tools = (plan.step("retrieve"), plan.step(TOOLS_STEP)) if plan else (None, None)
+    hosts = retrieval.settings.get("allowed_hosts", ()) if retrieval else ()
+    links = tools.settings.get(LINKS) if tools else None
+    if retrieval is None and not isinstance(links, list):
         return None
-    return [str(host).lower() for host in step.settings.get("allowed_hosts", ())]
+    own = links if isinstance(links, list) else ()
+    return [*(str(host).lower() for host in hosts), *map(str, own)]
 
 
 def shown_text(job: Job, text: str) -> str:
-    """The text of an answer, without links that its passages may have planted."""
+    """The text of an answer, without links that passages and tools may have planted."""
     hosts = link_hosts(job)
     return text if hosts is None else without_links(text, hosts)
 

@@ -8,7 +8,7 @@ template would turn into a special token.
 
 import re
 import unicodedata
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -46,6 +46,11 @@ _SPECIAL: Final = re.compile(
     r"|\[(?=/?[A-Z]+(?:_[A-Z]+)*\])",
 )
 _LONGEST_LINK: Final = 6000
+_AFTER_URL: Final = ".,;:!?*_"
+"""What stands at the end of an address and is mostly not a part of it."""
+_MOST_AFTER_URL: Final = 3
+_MOST_URLS: Final = 200
+_URL_CHARACTERS: Final = 16_384
 LINK_REMOVED: Final = "(link removed)"
 
 
@@ -133,7 +138,9 @@ def visible(text: str) -> str:
 
 
 def without_links(text: str, hosts: Collection[str] = ()) -> str:
-    """The text without images, and with the words instead of links that lead to other hosts than `hosts`."""
+    """The text without images, and with the words instead of links that lead elsewhere than to `hosts`: names of hosts,
+    or whole addresses.
+    """
 
     def link(match: re.Match[str]) -> str:
         label, target = match.groups()
@@ -205,16 +212,37 @@ def _is_allowed(target: str, hosts: Collection[str]) -> bool:
     """True for a link inside the same file or folder, and for the hosts that are allowed."""
     try:
         # What begins so is a host to a reader's program, whatever else is in it.
-        is_bare = target.lower().startswith("www.")
-        parts = urlsplit(f"https://{target}" if is_bare else target)
+        whole = f"https://{target}" if target.lower().startswith("www.") else target
+        parts = urlsplit(whole)
         host = (parts.hostname or "").lower()
     except ValueError:
         return False
     if not parts.scheme and not parts.netloc:
         return True
-    return parts.scheme in ("http", "https") and any(
-        host == each or host.endswith(f".{each}") for each in hosts
+    return parts.scheme in ("http", "https") and (
+        _is_one_of(whole, hosts) or any(host == each or host.endswith(f".{each}") for each in hosts)
     )
+
+
+def _is_one_of(url: str, urls: Collection[str]) -> bool:
+    """True for one of the addresses, also with the end of a sentence behind it, which is too short to say anything."""
+    bare = url.rstrip(_AFTER_URL)
+    return len(url) - len(bare) <= _MOST_AFTER_URL and bare in urls
+
+
+def urls_in(texts: Iterable[str]) -> list[str]:
+    """The web addresses in some texts, each once and as `without_links` compares them; not more than a record holds."""
+    found: dict[str, None] = {}
+    left = _URL_CHARACTERS
+    for match in (each[0] for text in texts for each in _URL.finditer(text)):
+        url = (f"https://{match}" if match.lower().startswith("www.") else match).rstrip(_AFTER_URL)
+        if url in found or not url.lower().startswith(("http://", "https://")):
+            continue
+        left -= len(url)
+        if left < 0 or len(found) >= _MOST_URLS:
+            break
+        found[url] = None
+    return list(found)
 
 
 def _block(passages: Sequence[Passage], fence: str, hosts: Collection[str]) -> str:

@@ -11,7 +11,7 @@ from eventing.errors import BadRequest
 from eventing.job.job import Job
 from eventing.job.plan import TOOLS_STEP
 from eventing.job.tools.limits import ToolLimits, check_limits
-from eventing.job.tools.request import LIMITS, ON_APPROVAL, SERVERS, OnApproval
+from eventing.job.tools.request import EVERY_LINK, LIMITS, LINKS, ON_APPROVAL, SERVERS, OnApproval
 from eventing.job.tools.server import LABEL, ToolConfig
 
 
@@ -29,7 +29,7 @@ class ToolSettings:
 
 def parse_tool_settings(settings: Mapping[str, Any]) -> ToolSettings:
     """The settings of the step `tools`. Raises `BadRequest` naming the setting."""
-    for name in settings.keys() - {SERVERS, ON_APPROVAL, "taint", LIMITS}:
+    for name in settings.keys() - {SERVERS, ON_APPROVAL, "taint", LIMITS, LINKS}:
         raise BadRequest("is not supported", name)
     servers, limits = settings.get(SERVERS, ()), settings.get(LIMITS, {})
     if not isinstance(servers, list | tuple) or not all(
@@ -38,6 +38,11 @@ def parse_tool_settings(settings: Mapping[str, Any]) -> ToolSettings:
         raise BadRequest("must be a list of labels", SERVERS)
     if not isinstance(taint := settings.get("taint", True), bool):
         raise BadRequest("must be true or false", "taint")
+    links = settings.get(LINKS, ())
+    if links != EVERY_LINK and not (
+        isinstance(links, list | tuple) and all(isinstance(each, str) and each for each in links)
+    ):
+        raise BadRequest(f"must be a list of hosts, or {EVERY_LINK}", LINKS)
     if settings.get(ON_APPROVAL, OnApproval.WAIT) not in list(OnApproval):
         raise BadRequest(f"must be one of {', '.join(OnApproval)}", ON_APPROVAL)
     return ToolSettings(

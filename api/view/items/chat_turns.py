@@ -5,10 +5,11 @@ the texts of all turns, one after the other, and of the calls those of the calle
 calls were made is told beside it, in `torpor.tool_calls`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from eventing.cloudevent.result_event import tools_used
+from eventing.job.answer_links import ANSWER_TEXTS, shown_text
 from eventing.job.call.reasoning import with_both_names
 from eventing.job.job import Job
 from eventing.job.plan import TOOLS_STEP
@@ -38,7 +39,8 @@ def with_turns(job: Job, body: Mapping[str, Any]) -> Mapping[str, Any]:
         return body
     own = own_functions(job)
     before = [turn.message for turn in job.turns if not turn.ends]
-    first = _whole_choice(before, choices[0], own)
+    shown = [_shown(job, each) for each in before]
+    first = _whole_choice(shown, choices[0], own)
     told = {"torpor": torpor_of(job)} if job.turns else {}
     return {
         **body,
@@ -48,6 +50,13 @@ def with_turns(job: Job, body: Mapping[str, Any]) -> Mapping[str, Any]:
     }
 
 
+def _shown(job: Job, message: Mapping[str, Any]) -> dict[str, Any]:
+    """The message of a turn, without links that tools may have planted."""
+    found = {name: message.get(name) for name in ANSWER_TEXTS}
+    texts = {name: shown_text(job, each) for name, each in found.items() if isinstance(each, str)}
+    return {**message, **texts}
+
+
 def torpor_of(job: Job) -> dict[str, Any]:
     """What was called."""
     used = tools_used(job)
@@ -55,7 +64,7 @@ def torpor_of(job: Job) -> dict[str, Any]:
 
 
 def _whole_choice(
-    before: list[Mapping[str, Any]], choice: Mapping[str, Any], own: frozenset[str]
+    before: Sequence[Mapping[str, Any]], choice: Mapping[str, Any], own: frozenset[str]
 ) -> dict[str, Any]:
     message = dict(choice.get("message") or {})
     for name in _TEXTS:

@@ -6,7 +6,7 @@ has most of its words.
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from eventing.job.answer_links import ANSWER_TEXTS
@@ -43,6 +43,16 @@ class LinkFilters:
     def __init__(self, hosts: Collection[str]) -> None:
         self._hosts = hosts
         self._filters: dict[tuple[int, str], LinkFilter] = {}
+
+    def start_over(self) -> None:
+        """What was held back is void: the answer begins anew."""
+        self._filters.clear()
+
+    def rest(self) -> Iterator[dict[str, Any]]:
+        """Choices with what was held back, where the texts have ended without a word of it."""
+        for (index, name), links in self._filters.items():
+            if text := links.rest():
+                yield {"index": index, "delta": {name: text}}
 
     def shown(self, choice: dict[str, Any]) -> dict[str, Any]:
         """The choice with what can be shown of its texts; with the rest, once they have ended."""

@@ -12,6 +12,7 @@ from typing import Any, Final
 from eventing.errors import BadRequest, InvalidJob
 from eventing.job.call.rule import TEXT, check
 from eventing.job.job import JobRequest
+from eventing.job.passage import text_of, urls_in
 from eventing.job.plan import LIST_TOOLS_STEP, TOOLS_STEP, Hold, Pipelines, Plan, PlannedStep
 from eventing.job.tools.asked import CREDENTIALS, MCP, AskedServer, asked_servers, check_own_names
 from eventing.job.tools.limits import ASKED, NAMES, ToolLimits, check_limits
@@ -22,6 +23,11 @@ SERVERS: Final = "servers"
 """Setting of both steps: labels of servers that the operator bound to the model."""
 ON_APPROVAL: Final = "on_approval"
 LIMITS: Final = "limits"
+LINKS: Final = "links"
+"""Setting of `tools`: hosts that links in answers may lead to, or `all`. In a job's plan, where a server of it is not
+trusted, the addresses that its caller wrote are among them.
+"""
+EVERY_LINK: Final = "all"
 TOOL_LIMITS: Final = "tool_limits"
 """Field of a request: limits that are lower than the operator's."""
 _CHAT: Final = "/v1/chat/completions"
@@ -74,10 +80,28 @@ def tool_steps(
     own = planned.step(TOOLS_STEP) if planned else None
     settings = {**(own.settings if own else {}), ON_APPROVAL: str(on_approval)}
     settings.update({LIMITS: limits} if (limits := _limits(request.body, own)) else {})
+    trusted = {label for label, each in serving.items() if each.is_trusted}
+    if (links := settings.pop(LINKS, ())) == EVERY_LINK:
+        settings[LINKS] = EVERY_LINK
+    elif not trusted.issuperset(labels):
+        settings[LINKS] = [*(str(each).lower() for each in links), *_own_urls(request.body)]
     return (
         bound or PlannedStep(name=LIST_TOOLS_STEP),
         PlannedStep(name=TOOLS_STEP, settings=settings),
     )
+
+
+def _own_urls(body: Mapping[str, Any]) -> list[str]:
+    """The addresses that the caller wrote: not the model, and no tool."""
+    messages = body.get("messages")
+    return urls_in(
+        text_of(each)
+        for each in (messages if isinstance(messages, list) else ())
+        if isinstance(each, Mapping) and each.get("role") in _CALLERS
+    )
+
+
+_CALLERS: Final = ("system", "developer", "user")
 
 
 def check_hold(plan: Plan | None) -> None:

@@ -209,16 +209,17 @@ local function table_of(value) return type(value) == 'table' and value or {} end
 -- have been planted. The text is kept as it was generated; `eventing.store.conversation.shown` leaves the others out where it is read.
 local function link_hosts_field(key)
   local plan = table_of(cjson.decode(redis.call('HGET', key, 'plan') or '{}'))
+  local hosts, is_filtered = {}, false
   for _, step in ipairs(table_of(plan.steps)) do
-    if table_of(step).name == 'retrieve' then
-      local hosts = {}
-      for _, host in ipairs(table_of(table_of(step.settings).allowed_hosts)) do
-        if type(host) == 'string' then hosts[#hosts + 1] = string.lower(host) end
+    local name, settings = table_of(step).name, table_of(table_of(step).settings)
+    if name == 'retrieve' or (name == 'tools' and type(settings.links) == 'table') then
+      is_filtered = true
+      for _, host in ipairs(table_of(name == 'tools' and settings.links or settings.allowed_hosts)) do
+        if type(host) == 'string' then hosts[#hosts + 1] = name == 'tools' and host or string.lower(host) end
       end
-      return '"link_hosts":' .. (#hosts > 0 and cjson.encode(hosts) or '[]') .. ','
     end
   end
-  return ''
+  return is_filtered and '"link_hosts":' .. (#hosts > 0 and cjson.encode(hosts) or '[]') .. ',' or ''
 end
 
 -- The items of a message of the model: its thought, its text, and calls of the caller's functions, in order.

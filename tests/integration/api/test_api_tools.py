@@ -161,7 +161,7 @@ async def test_a_job_with_a_server_goes_to_the_step_that_lists_its_tools(rig: Ri
     assert job.plan is not None
     assert job.plan.names == ("list-tools", "tools")
     assert job.step == "list-tools"
-    assert job.plan.steps[1].settings == {"on_approval": "wait"}
+    assert job.plan.steps[1].settings == {"on_approval": "wait", "links": []}
 
 
 async def test_a_response_ends_where_a_call_needs_approval(rig: Rig) -> None:
@@ -171,7 +171,8 @@ async def test_a_response_ends_where_a_call_needs_approval(rig: Rig) -> None:
 
     assert job is not None
     assert job.plan is not None
-    assert job.plan.steps[1].settings == {"on_approval": "end", "limits": {"parallel": 1}}
+    settings = {"on_approval": "end", "limits": {"parallel": 1}, "links": []}
+    assert job.plan.steps[1].settings == settings
     assert answer.json()["tools"][0]["server_label"] == "files"
 
 
@@ -209,4 +210,4 @@ async def test_a_chat_completion_is_served_by_a_model_with_tools_of_its_own(rig:
     assert answer.status_code == 202
     assert job is not None
     assert job.plan is not None
-    assert job.plan.steps[1].settings == {"on_approval": "fail"}
+    assert job.plan.steps[1].settings == {"on_approval": "fail", "links": []}

@@ -4,7 +4,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from eventing.job.passage import LinkFilter, visible, without_links, without_special_tokens
+from eventing.job.passage import (
+    LinkFilter,
+    urls_in,
+    visible,
+    without_links,
+    without_special_tokens,
+)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +46,21 @@ def test_links_to_allowed_hosts_stay() -> None:
     )
 
 
+def test_a_whole_address_may_stay_and_no_other_of_its_host() -> None:
+    own = urls_in(["Read https://a.example/x?id=1, then (www.b.example/y)."])
+    kept = "[r](https://a.example/x?id=1) https://a.example/x?id=1. and www.b.example/y!"
+    others = (
+        *("https://a.example/x?id=12", "https://a.example/", "https://a.example/x?id=1_*_*_*"),
+        *("http://a.example/x?id=1", "https://a.example.evil.example/x?id=1", "//a.example/x?id=1"),
+    )
+
+    assert own == ["https://a.example/x?id=1", "https://www.b.example/y"]
+    assert without_links(kept, own) == kept
+    for other in others:
+        assert without_links(f"go to {other} now", own) == "go to (link removed) now"
+    assert without_links("![r](https://a.example/x?id=1)", own) == "r"
+
+
 WORDS = (
     *("![", "x", "](", "https://", "e.example/", "a?b=", ")", " ", "\n", "[", "]", "<a href=", ">"),
     *("www.", "word", "<img src=", "'", '"', "<", "(", "!", "javascript:"),
@@ -59,6 +80,14 @@ def test_a_text_in_pieces_leaks_no_link(pieces: list[str]) -> None:
     assert "e.example/" not in without_links(shown) or "e.example/" in without_links(
         "".join(pieces)
     )
+
+
+@given(PIECES)
+def test_a_text_in_pieces_keeps_an_allowed_address_and_leaks_no_other(pieces: list[str]) -> None:
+    links = LinkFilter(["https://own.example/a?b=c"])
+    shown = "".join([*map(links.feed, [*pieces, " https://own.example/", "a?b=c "]), links.rest()])
+
+    assert "https://" not in shown.replace("https://own.example/a?b=c", "")
 
 
 @given(PIECES)

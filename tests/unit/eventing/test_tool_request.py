@@ -58,6 +58,26 @@ def steps(*tools: object, tenant: str = "acme", **more: Any) -> tuple[PlannedSte
     return tool_steps(request(*tools, **more), PIPELINES, CONFIG, tenant, on_approval)
 
 
+def test_links_that_the_caller_wrote_may_stand_in_answers_and_what_others_wrote_may_not() -> None:
+    messages = [
+        {"role": "system", "content": "Docs: https://docs.example/a."},
+        {"role": "user", "content": [{"type": "text", "text": "See (www.mine.example/x), please"}]},
+        {"role": "assistant", "content": "https://model.example/"},
+        {"role": "tool", "tool_call_id": "c", "content": "https://evil.example/"},
+        {"role": "user", "content": "javascript:alert(1) https://docs.example/a"},
+    ]
+    (_, after) = steps(mcp(), messages=messages)
+
+    assert after.settings["links"] == ["https://docs.example/a", "https://www.mine.example/x"]
+
+
+def test_a_caller_with_more_links_than_a_record_holds_keeps_the_first() -> None:
+    many = " ".join(f"https://a.example/{n}" for n in range(1000))
+    (_, after) = steps(mcp(), messages=[{"role": "user", "content": many}])
+
+    assert after.settings["links"] == [f"https://a.example/{n}" for n in range(200)]
+
+
 def test_a_request_without_servers_gets_no_steps() -> None:
     function = {"type": "function", "function": {"name": "f"}}
 
@@ -72,7 +92,8 @@ def test_servers_become_two_steps_that_have_what_was_asked() -> None:
     assert not before.is_after
     assert after.is_after
     assert before.settings == {}
-    assert after.settings == {"on_approval": "wait", "limits": {"max_calls": 3, "parallel": 1}}
+    limits = {"max_calls": 3, "parallel": 1}
+    assert after.settings == {"on_approval": "wait", "limits": limits, "links": []}
     assert on_approval_of(Plan(steps=(before, after))) is OnApproval.WAIT
 
 
