@@ -186,17 +186,30 @@ def without_credentials(tools: Any) -> Any:
 
 
 def raw_without_credentials(raw: bytes) -> bytes:
-    """The data of a refused event without what a caller should have kept secret: it is kept with the refusal."""
-    if not any(name.encode() in raw for name in CREDENTIALS):
+    """The data of a refused event without what a caller should have kept secret, wherever it stands and however its
+    name is written: it is kept with the refusal.
+    """
+    if b"\\" not in raw and not any(name.encode() in raw for name in CREDENTIALS):
         return raw
     try:
         line = orjson.loads(raw)
-    except orjson.JSONDecodeError:
+        return orjson.dumps(line) if _take_credentials(line) else raw
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
         return b"null"
-    body = line.get("body") if isinstance(line, dict) else None
-    if not isinstance(body, dict) or "tools" not in body:
-        return raw
-    return orjson.dumps({**line, "body": {**body, "tools": without_credentials(body["tools"])}})
+
+
+def _take_credentials(line: Any) -> bool:
+    """Take credentials out of every server in a parsed text; whether there were some."""
+    todo, is_changed = [line], False
+    while todo:
+        value = todo.pop()
+        if isinstance(value, dict):
+            if value.get("type") == MCP:
+                is_changed |= any([value.pop(name, None) is not None for name in CREDENTIALS])
+            todo += value.values()
+        elif isinstance(value, list):
+            todo += value
+    return is_changed
 
 
 def credentials_in(tools: Any) -> dict[str, dict[str, str]]:

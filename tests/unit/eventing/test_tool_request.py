@@ -315,6 +315,28 @@ def test_the_data_of_a_refused_event_is_kept_without_its_credentials() -> None:
     assert raw_without_credentials(b"not json") == b"not json"
 
 
+@pytest.mark.parametrize(
+    "raw",
+    [
+        orjson.dumps({"body": {"tools": [mcp(authorization=CANARY)]}}).replace(
+            b'"authorization"', b'"authoriz\\u0061tion"'
+        ),
+        orjson.dumps({"model": "m", "tools": [mcp(headers={"x": CANARY})]}),
+        orjson.dumps([{"body": [{"deep": mcp(authorization=CANARY)}]}]),
+        b'{"a":' * 400 + orjson.dumps(mcp(authorization=CANARY)) + b"}" * 400,
+    ],
+    ids=["escaped", "elsewhere", "nested", "deep"],
+)
+def test_a_refused_event_keeps_no_credential_wherever_it_stands(raw: bytes) -> None:
+    assert CANARY.encode() in raw
+    assert CANARY.encode() not in raw_without_credentials(raw)
+
+
+def test_a_refused_event_without_credentials_is_kept_as_it_came() -> None:
+    raw = b'{ "body": {"tools": [ {"type": "mcp", "server_label": "a\\n"} ], "headers": 1} }'
+    assert raw_without_credentials(raw) == raw
+
+
 def limits(model: str = "agent", **more: Any) -> Any:
     """Those of the planned step `tools`."""
     return steps(model=model, **more)[1].settings.get("limits", {})
