@@ -32,7 +32,7 @@ Counts = Counter[tuple[str, str]]
 _BUFFER_BYTES: Final = 64 * 1024 * 1024
 
 
-def script_names() -> dict[str, str]:
+def _scripts() -> dict[str, str]:
     """The scripts' names, by digest."""
     names = [
         f.name[:-4] for f in files("eventing.redis.scripts").iterdir() if f.name.endswith(".lua")
@@ -63,7 +63,7 @@ async def counting(port: int) -> AsyncIterator[Counts]:
 
 async def _count(reader: asyncio.StreamReader, counts: Counts) -> None:
     """Count until the connection ends. A line is `+<time> [<db> <client>] "<command>" "<argument>" ...`."""
-    names, running = script_names(), ""
+    names, running = _scripts(), ""
     while line := await reader.readline():
         if not line.endswith(b"\r\n") or b"] " not in line:
             continue

@@ -4,9 +4,10 @@
 
 `torpor up` with the test engine at a speed that costs nothing, steps and predictor awake, one client, one job of eight
 turns after the other; each turn calls one tool that does nothing, a function and an MCP server in turns. Times are
-those at which the store ran the scripts of the job (MONITOR), and those at which the tool was asked and answered, on
-one machine's clock. The engine's phase is shown and not counted: it is the whole of an attempt, from its claim to its
-answer's store.
+those of the job's stream, which the store's scripts write in whole milliseconds, and those at which the tool was asked
+and answered, on one machine's clock. The engine's phase is shown and not counted: it is the whole of an attempt, from
+its claim to its answer's store. CPU time of the stack's processes stands beside them, since a busy machine moves it
+least. Store commands are counted in jobs of their own.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import itertools
 import json
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -24,31 +25,36 @@ from typing import Any, Final
 
 import aiohttp
 import orjson
+import psutil
+from redis.asyncio import Redis
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from bench.report import machine, publish, quantile
-from bench.store_commands import script_names
 from bench.torpor_up import torpor_up
 from eventing.cloudevent.event import parse_http
+from eventing.job.job import JobId
+from eventing.redis import keys
 from eventing.redis.connection import connect
 from tests.contract.tool_process import COMPLETE, RawMcp, listening
 
 TURNS: Final = 8
+END: Final = {"text": "end"}
 PARALLEL: Final = 8
 SLEEP_S: Final = 2.0
 _WARM_JOBS: Final = 5
 _PARALLEL_RUNS: Final = 3
 PHASES: Final = (
-    ("answer stored → turn committed", "finish", "commit_turn"),
-    ("committed → marked as sent", "commit_turn", "send_call"),
-    ("marked → tool asked", "send_call", "asked"),
-    ("tool answered → result stored", "answered", "return_call"),
-    ("stored → predictor claimed", "return_call", "acquire"),
+    ("answer stored → turn committed", "answer", "turn"),
+    ("committed → marked as sent", "turn", "sent"),
+    ("marked → tool asked", "sent", "asked"),
+    ("tool answered → result stored", "answered", "returned"),
+    ("stored → predictor claimed", "returned", "attempt"),
 )
-ENGINE: Final = ("claimed → next answer stored (engine)", "acquire", "finish")
+ENGINE: Final = ("claimed → next answer stored (engine)", "attempt", "answer")
+_COUNTED_JOBS: Final = 3
 
 
 @dataclass
@@ -84,36 +90,50 @@ class Tools:
         self.times[job_id].append((time.time(), "answered"))
 
 
-@dataclass
-class Watch:
-    """When the store ran each script of a job, and how many commands clients sent it."""
+async def marks_of(redis: Redis, job_id: str) -> list[tuple[float, str]]:
+    """When what of a job's phases was in its stream, in seconds."""
+    found = []
+    for _, raw in await redis.xrange(keys.tokens(JobId(job_id))):
+        entry = {name.decode(): value.decode() for name, value in raw.items()}
+        match entry["kind"]:
+            case "attempt" | "turn" as mark:
+                pass
+            case "call":
+                mark = entry["status"]
+            case "state" if entry.get("phase") == "validating":
+                mark = "answer"
+            case _:
+                continue
+        found.append((int(entry["at_ms"]) / 1000, mark))
+    return found
 
-    times: dict[str, list[tuple[float, str]]] = field(default_factory=lambda: defaultdict(list))
-    commands: int = 0
 
-    async def run(self, url: str) -> None:
-        store, names = connect(url), script_names()
-        try:
-            async with store.monitor() as monitor:
-                while True:
-                    self._take(await monitor.next_command(), names)
-        finally:
-            await store.aclose()
+async def commands_a_turn(http: aiohttp.ClientSession, redis: Redis, kind: str) -> float:
+    """Commands of clients to the store, those that the clock makes among them: each script is one."""
+    count = 0
+    async with redis.monitor() as monitor:
+        for _ in range(_COUNTED_JOBS):
+            await run_job(http, kind, [*(turn(kind, {"n": n}) for n in range(TURNS)), END])
+        await redis.echo(kind)
+        while (seen := await monitor.next_command())["command"] != f"ECHO {kind}":
+            count += seen["client_type"] != "lua"
+    return round(count / _COUNTED_JOBS / TURNS, 1)
 
-    def _take(self, seen: dict[str, Any], names: dict[str, str]) -> None:
-        if seen["client_type"] == "lua":
-            return
-        self.commands += 1
-        words = seen["command"].split(" ", 4)
-        if words[0].upper() == "EVALSHA" and "{job_" in seen["command"]:
-            job_id = seen["command"].partition("{")[2].partition("}")[0]
-            self.times[job_id].append((seen["time"], names.get(words[1], "?")))
+
+@dataclass(frozen=True, slots=True)
+class Rig:
+    """A stack that is measured."""
+
+    http: aiohttp.ClientSession
+    tools: Tools
+    redis: Redis
+    root: psutil.Process
 
 
 @asynccontextmanager
-async def stack(folder: Path) -> AsyncIterator[tuple[aiohttp.ClientSession, Tools, Watch]]:
+async def stack(folder: Path) -> AsyncIterator[Rig]:
     """A stack whose models `function` and `mcp` have one tool each."""
-    tools, watch = Tools(), Watch()
+    tools = Tools()
     async with listening(tools.function()) as function, listening(tools.mcp()) as mcp:
         rules = {"effect": "once", "approval": "never", "trusted": True}
         servers = {
@@ -136,15 +156,12 @@ async def stack(folder: Path) -> AsyncIterator[tuple[aiohttp.ClientSession, Tool
         }
         entered = torpor_up(folder / "data", *flags, env=speed)
         made = await asyncio.to_thread(entered.__enter__)
+        redis = connect(made.at.redis)
         try:
-            watching = asyncio.ensure_future(watch.run(made.at.redis))
-            try:
-                async with aiohttp.ClientSession(made.at.api) as http:
-                    yield http, tools, watch
-            finally:
-                watching.cancel()
-                await asyncio.gather(watching, return_exceptions=True)
+            async with aiohttp.ClientSession(made.at.api) as http:
+                yield Rig(http, tools, redis, psutil.Process(made.pid))
         finally:
+            await redis.aclose()
             await asyncio.to_thread(entered.__exit__, None, None, None)
 
 
@@ -169,57 +186,75 @@ def turn(kind: str, *arguments: dict[str, Any]) -> dict[str, Any]:
 
 def phases_ms(times: Sequence[tuple[float, str]]) -> list[dict[str, float]]:
     """Milliseconds of each phase, for each whole turn of one job with one call a turn."""
-    wanted = {name for _, *names in (*PHASES, ENGINE) for name in names}
-    every = [(at_s, name) for at_s, name in sorted(times) if name in wanted]
-    following = [name for _, name in every[1:]] + [""]
-    marks = [each for each, after in zip(every, following, strict=True) if each[1] != after]
-    order = ["finish", "commit_turn", "send_call", "asked", "answered", "return_call", "acquire"]
+    order = ["answer", "turn", "sent", "asked", "answered", "returned", "attempt"]
+    # Two of one millisecond stand in the order of a turn.
+    rank = {name: place for place, name in enumerate(order)}
+    marks = sorted(times, key=lambda each: (int(each[0] * 1000), rank[each[1]]))
     found = []
-    begins = [number for number, (_, name) in enumerate(marks) if name == "finish"]
+    begins = [number for number, (_, name) in enumerate(marks) if name == "answer"]
     for begin, end in itertools.pairwise(begins):
         if [name for _, name in marks[begin:end]] != order:
             raise RuntimeError(f"a turn has other steps: {marks[begin:end]}")
         at = {name: at_s for at_s, name in marks[begin:end]}
         each = {label: 1000 * (at[last] - at[first]) for label, first, last in PHASES}
         each["added"] = sum(each.values())
-        each[ENGINE[0]] = 1000 * (marks[end][0] - at["acquire"])
+        each[ENGINE[0]] = 1000 * (marks[end][0] - at["attempt"])
         found.append(each)
     return found
 
 
 async def measured(jobs: int, kinds: Sequence[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        async with stack(Path(folder)) as (http, tools, watch):
+        async with stack(Path(folder)) as rig:
             for kind in kinds:
                 for _ in range(_WARM_JOBS):
-                    await run_job(http, kind, [turn(kind, {"n": 0}), {"text": "end"}])
+                    await run_job(rig.http, kind, [turn(kind, {"n": 0}), END])
             found: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
-            commands: dict[str, int] = dict.fromkeys(kinds, 0)
-            script = {
-                kind: [*(turn(kind, {"n": n}) for n in range(TURNS)), {"text": "end"}]
-                for kind in kinds
-            }
+            used_ms: dict[str, Counter[str]] = {kind: Counter() for kind in kinds}
             for _ in range(jobs):
                 for kind in kinds:
-                    before = watch.commands
-                    job_id = await run_job(http, kind, script[kind])
-                    commands[kind] += watch.commands - before
-                    found[kind] += phases_ms(watch.times.pop(job_id) + tools.times.pop(job_id))
-            return {
-                kind: table(found[kind]) | {"commands a turn": commands[kind] / jobs / TURNS}
-                for kind in kinds
-            } | {
-                "parallel": [await parallel_s(http, watch, kinds[0]) for _ in range(_PARALLEL_RUNS)]
-            }
+                    cpu = cpu_s(rig.root)
+                    found[kind] += await one(rig, kind)
+                    for name, used_s in cpu_s(rig.root).items():
+                        used_ms[kind][name] += 1000 * (used_s - cpu.get(name, 0.0))
+            report: dict[str, Any] = {}
+            for kind in kinds:
+                used = {name: round(ms / jobs / TURNS, 2) for name, ms in used_ms[kind].items()}
+                report[kind] = table(found[kind]) | {
+                    "CPU ms a turn": used | {"all": round(sum(used.values()), 2)},
+                    "store commands a turn": await commands_a_turn(rig.http, rig.redis, kind),
+                }
+            parallel = [await parallel_s(rig, kinds[0]) for _ in range(_PARALLEL_RUNS)]
+            return report | {"parallel_s": parallel}
 
 
-async def parallel_s(http: aiohttp.ClientSession, watch: Watch, kind: str) -> float:
+async def one(rig: Rig, kind: str) -> list[dict[str, float]]:
+    """One job of so many turns: the phases of each."""
+    turns = [*(turn(kind, {"n": n}) for n in range(TURNS)), END]
+    job_id = await run_job(rig.http, kind, turns)
+    marks = await marks_of(rig.redis, job_id)
+    last_answer = max(number for number, (_, mark) in enumerate(marks) if mark == "answer")
+    first_answer = next(number for number, (_, mark) in enumerate(marks) if mark == "answer")
+    return phases_ms(marks[first_answer : last_answer + 1] + rig.tools.times.pop(job_id))
+
+
+def cpu_s(root: psutil.Process) -> dict[str, float]:
+    """CPU seconds of each process of the stack so far, by what it runs."""
+    found: Counter[str] = Counter()
+    for each in (root, *root.children(recursive=True)):
+        words = [word for word in each.cmdline() if not word.startswith("-")]
+        times = each.cpu_times()
+        found[" ".join(Path(word).name for word in words[:2])[:40]] += times.user + times.system
+    return dict(found)
+
+
+async def parallel_s(rig: Rig, kind: str) -> float:
     """Seconds from a turn with eight calls of two seconds to the claim of the next turn."""
     calls = [{"n": n, "sleep_s": SLEEP_S} for n in range(PARALLEL)]
-    times = watch.times[await run_job(http, kind, [turn(kind, *calls), {"text": "end"}])]
-    committed_s = next(at_s for at_s, name in times if name == "commit_turn")
-    claimed_s = max(at_s for at_s, name in times if name == "acquire")
-    return round(claimed_s - committed_s, 3)
+    job_id = await run_job(rig.http, kind, [turn(kind, *calls), END])
+    marks = await marks_of(rig.redis, job_id)
+    committed_s = next(at_s for at_s, mark in marks if mark == "turn")
+    return round(max(at_s for at_s, mark in marks if mark == "attempt") - committed_s, 3)
 
 
 def table(turns: Sequence[dict[str, float]]) -> dict[str, Any]:
