@@ -193,8 +193,8 @@ def test_processes_know_its_address_and_not_its_image(
         found[name] = load_tools(tmp_path / name).servers
         assert "registry.example.com" not in text
 
-    assert found["queue"]["render"].url == "http://localhost:8080/"
-    assert found["queue"]["files"].url == "http://localhost:8080/mcp"
+    assert found["queue"]["render"].url == "http://127.0.0.1:8080/"
+    assert found["queue"]["files"].url == "http://127.0.0.1:8080/mcp"
     assert found["queue"]["render"].wake_ms == 0
     host = f"{NAME}.torpor.svc.cluster.local"
     assert found["serverless"]["render"].url == f"http://{host}/"
@@ -349,7 +349,7 @@ def test_one_machine_runs_the_same_three_containers(tmp_path: Path) -> None:
     for part in ("caller", "pump"):
         assert services[f"tool-render-{part}"]["network_mode"] == "service:tool-render"
     found = parse_tools(yaml.safe_load(project["configs"]["tools"]["content"])).servers
-    assert found["render"].url == "http://localhost:8080/"
+    assert found["render"].url == "http://127.0.0.1:8080/"
     mounted = [str(v) for v in services["tool-render-caller"]["volumes"]]
     assert any("tool-credentials" in each for each in mounted)
     assert not services["tool-render"].get("volumes")

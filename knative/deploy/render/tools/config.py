@@ -91,7 +91,8 @@ def _resolved(label: str, entry: Resource, values: Values, *, knative: bool) -> 
             "wake_ms": deployed.cold_start_s * 1000,
         }
     else:
-        entry["url"] = f"http://localhost:{deployed.port}{deployed.path}"
+        # By number: the first address of `localhost` may be IPv6's, where few containers listen.
+        entry["url"] = f"http://127.0.0.1:{deployed.port}{deployed.path}"
     return entry
 
 
