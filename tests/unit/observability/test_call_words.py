@@ -23,6 +23,10 @@ CALL: dict[str, Any] = {"turn": 1, "call": 0, "name": "web__fetch", "send": 1, "
             {"status": "awaiting_approval", "reason": "it writes"},
             "web.fetch waits for approval: it writes; torpor approvals list",
         ),
+        (
+            {"status": "denied", "reason": "denied", "output": "too dear"},
+            "web.fetch denied: too dear",
+        ),
         ({"status": "not_run", "reason": "the limit"}, "web.fetch not run: the limit"),
         (
             {"status": "sent", "progress": {"progress": 3, "total": 10, "message": "page 3"}},

@@ -46,6 +46,8 @@ def call_words(data: dict[str, Any]) -> str:
             took = f" after {data['ms'] / 1000:.2f} s" if data.get("ms") else ""
             failed = "failed" if data.get("is_error") else "returned"
             return f"{name} {failed}{took}: {_short(data.get('output') or '')}".rstrip(": ")
+        case "denied" if data.get("output"):
+            return f"{name} denied: {_short(data['output'])}"
         case "awaiting_approval" | "awaiting_input" | "in_doubt":
             waits = _WAITS[data["status"]]
             return f"{name} {waits}{reason}; torpor approvals list"
