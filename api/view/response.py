@@ -205,7 +205,7 @@ def output_items(job: Job, record: Mapping[str, Any] | None = None) -> list[Item
         items += list_items(job)
     if record is not None and message:
         items += compaction_of(job, record)
-    for turn in job.turns:
+    for turn in job.told_turns:
         if not turn.carried:
             items += message_items(job, turn.message, turn.number)
         items += turn_calls(job, turn)

@@ -92,7 +92,7 @@ def tools_used(job: Job) -> ToolsUsed:
     """What an ended job called, and how many calls may have happened of which no result is known."""
     calls = [
         call
-        for turn in job.turns
+        for turn in job.told_turns
         for call in turn.calls
         if not (turn.carried and call.carried)  # it ran in the job that left it
     ]

@@ -208,6 +208,15 @@ class Job:
         return replace(request, body=body_with_turns(request.body, self.turns))
 
     @property
+    def told_turns(self) -> tuple[Turn, ...]:
+        """The turns as people are told of them: no call of a job that was cancelled or failed waits or runs."""
+        if self.state not in (JobState.CANCELLED, JobState.FAILED):
+            return self.turns
+        return tuple(
+            replace(turn, calls=tuple(call.after_end for call in turn.calls)) for turn in self.turns
+        )
+
+    @property
     def tool_phase(self) -> ToolPhase | None:
         """What the job waits for between two turns; None where it does not."""
         is_between = self.turns and not self.state.is_terminal and not self.turns[-1].is_done

@@ -9,6 +9,7 @@ from api.view.items.turns import unused_result_views
 from eventing.errors import BadRequest
 from eventing.job.job import JobState
 from eventing.job.tools.call import CallState, EffectClass, ToolPhase, approval_item_id
+from eventing.job.tools.question import QuestionKind, kind_of
 from eventing.job.tools.store import CallEnd, ReturnStatus, SendStatus
 from eventing.redis import keys
 from tests.contract.rig import job_id
@@ -223,6 +224,29 @@ class TestApproval:
         assert sent.call is not None
         assert (sent.call.question, sent.call.answer) == (asks.question, '{"size":"xl"}')
         assert (sent.call.sends, sent.send) == (1, 2)
+
+    @pytest.mark.parametrize(
+        ("end", "kind"),
+        [
+            (None, QuestionKind.APPROVAL),
+            (IN_DOUBT, QuestionKind.DOUBT),
+            (CallEnd(state=CallState.AWAITING_INPUT, question="{}"), QuestionKind.INPUT),
+        ],
+    )
+    async def test_what_was_asked_is_known_after_the_answer(
+        self, rig: ToolRig, end: CallEnd | None, kind: QuestionKind
+    ) -> None:
+        await rig.turn(call() if end else WAITS)
+        if end is not None:
+            await rig.give(await rig.send(), end=end)
+        (asked,) = await rig.calls()
+        _, decided = await rig.decide(CallState.PENDING)
+        assert decided is not None
+        assert [kind_of(each) for each in (asked, decided)] == [kind, kind]
+        (kept,) = await rig.calls()
+        assert kind_of(kept) is kind
+        assert kind_of(replace(kept, question_of="of_a_newer_version")) is QuestionKind.APPROVAL
+        assert kind_of(replace(kept, approval_id="")) is None
 
     async def test_no_answer_in_time_is_a_no(self, rig: ToolRig) -> None:
         await rig.turn(WAITS)

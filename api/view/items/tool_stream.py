@@ -173,7 +173,7 @@ class ToolEvents:
 
     def _call(self, turn: int, place: int) -> ToolCall | None:
         """The call in the newest record."""
-        turns = self.job.turns
+        turns = self.job.told_turns
         calls = turns[turn - 1].calls if 1 <= turn <= len(turns) else ()
         return calls[place] if 0 <= place < len(calls) else None
 

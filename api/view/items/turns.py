@@ -132,7 +132,7 @@ def turn_views(job: Job) -> list[TurnView] | None:
     if not job.turns and (job.plan is None or job.plan.step(TOOLS_STEP) is None):
         return None
     attempts = {record.attempt: record for record in job.history}
-    views = [_turn_view(turn, attempts.get(turn.attempt)) for turn in job.turns]
+    views = [_turn_view(turn, attempts.get(turn.attempt)) for turn in job.told_turns]
     before = job.turns[-1].attempt if job.turns else 0
     if (last := job.history[-1] if job.history else None) and last.attempt > before:
         views.append(_last_view(job, last))
@@ -238,7 +238,7 @@ def turn_steps(job: Job) -> Iterator[dict[str, Any]]:
     `duration_ms` yet.
     """
     views = {view["turn"]: view for view in turn_views(job) or ()}
-    for turn in job.turns:
+    for turn in job.told_turns:
         if not turn.carried:
             yield _turn_step(views[turn.number], turn.committed_ms)
         for call in turn.calls:

@@ -12,7 +12,7 @@ enforced by the scripts in `eventing/redis/scripts`; `tests/contract/test_tools.
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
 
@@ -127,6 +127,7 @@ class ToolCall:
     object_ref: str = ""  #: of the whole result, where `output` is a part of it
     output_bytes: int = 0  #: of the whole result
     reason: str = ""  #: why it waits, was not run, was denied, or is in doubt
+    question_of: str = ""  #: the state in which the newest decision was asked for
     approval_id: str = ""  #: of the newest decision that was asked for; each has its own
     asked: int = 0  #: how often a decision was asked for
     approver: str = ""  #: who decided
@@ -143,7 +144,18 @@ class ToolCall:
         record = asdict(self)
         return orjson.dumps({k: v for k, v in record.items() if v not in ("", 0) or k in _ALWAYS})
 
+    @property
+    def after_end(self) -> "ToolCall":
+        """What became of it in a job that was cancelled or failed: an open call was dropped, or may have happened."""
+        if self.state.is_final:
+            return self
+        if self.state.may_have_run or self.sends:
+            return replace(self, state=CallState.UNKNOWN, reason=_OVERTAKEN)
+        return replace(self, state=CallState.NOT_RUN, reason=_DROPPED)
 
+
+_DROPPED: Final = "the job ended before it was sent"
+_OVERTAKEN: Final = "the job ended before its result came: it may have happened"
 _ALWAYS: Final = ("turn", "place", "state", "arguments", "sends")
 
 

@@ -41,8 +41,11 @@ _KINDS: Final = {
 
 
 def kind_of(call: ToolCall) -> QuestionKind | None:
-    """What is asked about the call; None for one that waits for no person."""
-    return _KINDS.get(call.state)
+    """What is asked about the call, or was asked last; None for one that no person was asked about."""
+    if (kind := _KINDS.get(call.state)) is not None or not call.approval_id:
+        return kind
+    asked = _KINDS.get(CallState(call.question_of)) if call.question_of in list(CallState) else None
+    return asked or QuestionKind.APPROVAL  # a record of before this was noted
 
 
 def requests_of(call: ToolCall) -> dict[str, Mapping[str, Any]]:

@@ -77,7 +77,7 @@ local function ask(job, job_id, calling, call, state, now)
   call.state, call.asked, call.expires_ms = state, (call.asked or calling.epoch * EPOCH) + 1, now + calling.ask_ms
   call.approval_id = string.format('mcpr_%s_%d_%d', string.gsub(job_id, '^job_', ''), call.turn, call.place)
   if call.asked > 1 then call.approval_id = call.approval_id .. '_' .. call.asked end
-  call.approver, call.lease_until_ms, call.owner = '', 0, ''
+  call.question_of, call.approver, call.lease_until_ms, call.owner = state, '', 0, ''
   local member = approval_member(job_id, calling, call.place)
   redis.call('ZADD', APPROVALS_DUE, call.expires_ms, member)
   redis.call('ZADD', approvals_of(job), call.expires_ms, member)

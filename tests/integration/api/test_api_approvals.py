@@ -115,7 +115,11 @@ async def test_calls_that_wait_are_listed_and_decided(rig: Rig) -> None:
         ("read", "approval", READ[2]),
     }
     assert all(each["expires_at"] and each["job_id"] == loop.job_id for each in listed)
-    assert (yes.status_code, yes.json()["state"], yes.json()["kind"]) == (200, "pending", None)
+    assert (yes.status_code, yes.json()["state"], yes.json()["kind"]) == (
+        200,
+        "pending",
+        "approval",
+    )
     assert (no.json()["state"], no.json()["approver"]) == ("denied", "anonymous")
     assert rest == []
     assert "sent" in messages[-2]["content"]

@@ -2,8 +2,11 @@
 
 from dataclasses import replace
 
+import pytest
+
 from api.view.job import job_view
 from api.view.outlook import outlook_view, tool_outlook
+from api.view.response import output_items
 from api.view.timeline import timeline
 from eventing.cloudevent.result_event import tools_used
 from eventing.job.job import AttemptRecord, Job, JobId, JobRequest, JobState
@@ -200,3 +203,45 @@ def test_a_turn_that_an_earlier_job_left_shows_what_is_done_in_this_one() -> Non
     shown = [(each["step"], each["at_ms"]) for each in steps if each["step"] in ("turn", "call")]
     assert shown == [("call", job.created_ms), ("turn", job.history[-1].ended_ms)]
     assert [each["place"] for each in tools_used(job)["calls"]] == [1]
+
+
+@pytest.mark.parametrize("state", [JobState.CANCELLED, JobState.FAILED])
+def test_no_call_of_a_job_that_was_cancelled_or_failed_waits_or_runs(state: JobState) -> None:
+    open_calls = [
+        (CallState.PENDING, 0),
+        (CallState.PENDING, 1),
+        (CallState.SENT, 1),
+        (CallState.ACCEPTED, 1),
+        (CallState.AWAITING_APPROVAL, 0),
+        (CallState.AWAITING_INPUT, 0),
+        (CallState.IN_DOUBT, 1),
+        (CallState.RETURNED, 1),
+        (CallState.DENIED, 0),
+    ]
+    calls = tuple(
+        replace(CALL, place=place, state=each, sends=sends, output="", ended_ms=0)
+        for place, (each, sends) in enumerate(open_calls)
+    )
+    plan = Plan(steps=(PlannedStep(name=TOOLS_STEP),))
+    request = JobRequest(url="/v1/chat/completions", body={"model": "m"})
+    turn = replace(TURN, calls=calls)
+    ended = Job(id=JobId("job_1"), state=state, request=request, plan=plan, turns=(turn,))
+    told = [
+        *("not_run", "unknown", "unknown", "unknown", "not_run", "not_run", "unknown"),
+        *("returned", "denied"),
+    ]
+
+    (view,) = job_view(ended)["turns"]
+    assert [each["state"] for each in view["calls"]] == told
+    assert "may have happened" in str(view["calls"][2]["reason"])
+    assert "before it was sent" in str(view["calls"][0]["reason"])
+    steps = timeline(ended, (), (), 9_000)["steps"]
+    outcomes = [each["outcome"] for each in steps if each["step"] == "call"]
+    assert outcomes == told
+    used = tools_used(ended)
+    assert ([each["state"] for each in used["calls"]], used["calls_in_doubt"]) == (told, 4)
+    items = [each for each in output_items(ended) if each["type"] == "mcp_call"]
+    assert [each["status"] for each in items] == [*["incomplete"] * 7, "completed", "failed"]
+    assert "may have happened" in items[2]["error"]["message"]
+    running = replace(ended, state=JobState.IN_PROGRESS)
+    assert [each.state for each in running.told_turns[0].calls] == [each for each, _ in open_calls]
