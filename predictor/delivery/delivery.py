@@ -58,7 +58,7 @@ from predictor.engine.engine import (
 )
 from predictor.errors import where
 from predictor.generation.append_batcher import AppendBatcher
-from predictor.generation.checkpoint import read_checkpoint
+from predictor.generation.checkpoint import Checkpoint, read_checkpoint
 from predictor.generation.generation import (
     Answered,
     Attempt,
@@ -269,10 +269,13 @@ class Deliveries:
         attempt = leased.attempt
         if not attempt.resumed_tokens:
             metrics.TOKENS_REGENERATED.inc(attempt.void_count)
-            return leased
+            if not leased.continues_turns:
+                return leased
         checkpoint = await read_checkpoint(
             self._store, attempt.job_id, attempt.token_count, begin=attempt.turn_begin
         )
+        if not attempt.resumed_tokens:
+            return replace(leased, checkpoint=Checkpoint(before=checkpoint.before))
         metrics.TOKENS_RESUMED.inc(len(checkpoint.token_ids))
         if len(checkpoint.token_ids) == attempt.resumed_tokens:
             return replace(leased, checkpoint=checkpoint)
@@ -321,6 +324,7 @@ class Deliveries:
                 starts_over=leased.attempt.void_count > 0,
                 counts_throughout=leased.hold is Hold.WINDOW,
                 notes_prefix=leased.may_call_tools,
+                before=leased.checkpoint.before if leased.continues_turns else (),
             ),
             engine=self._engine,
             store=self._store,

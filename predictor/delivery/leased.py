@@ -1,5 +1,6 @@
 """A leased job with what its attempt starts from, and the engine call that it makes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from eventing.cloudevent.event import to_record
@@ -7,7 +8,7 @@ from eventing.cloudevent.job_event import request_event
 from eventing.job.job import API_SOURCE, Job
 from eventing.job.plan import TOOLS_STEP, Hold
 from eventing.job.store import Acquired
-from predictor.engine.engine import PREFIX, EngineRequest, known_prefix
+from predictor.engine.engine import PREFIX, EngineRequest, TurnIds, known_prefix
 from predictor.generation.checkpoint import Checkpoint
 from predictor.generation.generation import Attempt
 
@@ -47,6 +48,12 @@ class Leased:
             may_call_tools=acquired.first_after == TOOLS_STEP,
         )
 
+    @property
+    def continues_turns(self) -> bool:
+        """True where the ids of the turns so far can stand in the next prompt: all were made under a note."""
+        notes = [known_prefix(turn.usage.get(PREFIX)) or {} for turn in self.job.turns]
+        return self.may_call_tools and bool(notes) and all("prompt" in note for note in notes)
+
 
 def _following(job: Job, acquired: Acquired) -> bytes:
     """The event of the first step after the attempt, as its record has it; empty for a job that only its event told of,
@@ -67,8 +74,11 @@ def engine_request(
     starts_over: bool = False,
     counts_throughout: bool = False,
     notes_prefix: bool = False,
+    before: Sequence[int] = (),
 ) -> EngineRequest:
-    """The engine call of an attempt; two attempts of a job may overlap in one engine for a moment."""
+    """The engine call of an attempt; two attempts of a job may overlap in one engine for a moment. `before` are the ids
+    of its turns so far, where they are known.
+    """
     return EngineRequest(
         f"{job.id}-{attempt}",
         job.request.url,
@@ -81,4 +91,11 @@ def engine_request(
         counts_throughout=counts_throughout,
         notes_prefix=notes_prefix,
         prefix=known_prefix(job.turns[-1].usage.get(PREFIX)) if job.turns else None,
+        turns=tuple(
+            TurnIds(
+                known_prefix(turn.usage.get(PREFIX)) or {}, tuple(before[turn.begin : turn.end])
+            )
+            for turn in job.turns
+            if before
+        ),
     )

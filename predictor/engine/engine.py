@@ -65,6 +65,15 @@ class EngineRequest:
         False  #: another turn may follow: the last chunk has a `Prefix`, where ids are known
     )
     prefix: Mapping[str, Any] | None = None  #: that of the turn before
+    turns: tuple["TurnIds", ...] = ()  #: of the turns so far, where all of them are known
+
+
+@dataclass(frozen=True, slots=True)
+class TurnIds:
+    """A turn of the job: what was noted of its prompt, and the ids of its answer."""
+
+    prefix: Mapping[str, Any]
+    answer: tuple[int, ...]
 
 
 EXTRA_USAGE: Final = "extra_usage"
@@ -75,17 +84,22 @@ CACHE_SALT: Final = "cache_salt"
 """Field of a body: prompts with different salts share no prefix in an engine's cache."""
 _BYTES_A_TOKEN: Final = 4
 _DIGEST_BYTES: Final = 16
+_TAIL: Final = 2
+"""Ids at the end of a prompt that a tokenizer can cut in another way when text follows: two line ends, say."""
 
 
 def prefix_note(
     prompt: Sequence[int], answer: Sequence[int], before: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Number and digest of the ids of a prompt and its answer; `kept` says whether the prompt begins with those of the
-    turn `before`, so that an engine which has them in its cache need not compute them again.
+    """Number and digest of the ids of a prompt and its answer, the digest of the `prompt` alone, and its last ids;
+    `kept` says whether the prompt begins with those of the turn `before`, so that an engine which has them in its cache
+    need not compute them again.
     """
     note: dict[str, Any] = {
         "tokens": len(prompt) + len(answer),
         "digest": _digest([*prompt, *answer]),
+        "prompt": _digest(prompt),
+        "tail": [*prompt[-_TAIL:]],
     }
     if before is not None:
         count = int(before["tokens"])
@@ -99,10 +113,45 @@ def known_prefix(value: object) -> dict[str, Any] | None:
         return None
     tokens, digest, kept = (value.get(name) for name in ("tokens", "digest", "kept"))
     is_count = isinstance(tokens, int) and not isinstance(tokens, bool) and tokens >= 0
-    if not is_count or not isinstance(digest, str) or len(digest) != 2 * _DIGEST_BYTES:
+    if not is_count or not _is_digest(digest):
         return None
     note = {"tokens": tokens, "digest": digest}
+    prompt, tail = value.get("prompt"), value.get("tail")
+    if _is_digest(prompt) and isinstance(tail, list) and all(map(_is_id, tail[: _TAIL + 1])):
+        note |= {"prompt": prompt, "tail": tail[:_TAIL]}
     return note | {"kept": kept} if isinstance(kept, bool) else note
+
+
+def appended_ids(rendered: Sequence[int], turns: Sequence[TurnIds]) -> list[int] | None:
+    """The prompt after `turns` with the very ids of their prompts and answers, and between them what the template
+    rendered: `rendered` is the same prompt as the template has it, which may write an answer in another way. None where
+    it does not begin with those prompts, or does not show where an answer ends.
+    """
+    ids: list[int] = []
+    at = 0
+    for turn in turns:
+        if not turn.answer:
+            return None
+        end, tail = turn.answer[-1], list(turn.prefix.get("tail") or ())
+        while end in tail:
+            tail.pop(0)
+        more = int(turn.prefix["tokens"]) - len(turn.answer) - len(ids) - len(tail)
+        if more < 0:
+            return None
+        ids += [*rendered[at : at + more], *tail]
+        if _digest(ids) != turn.prefix.get("prompt") or end not in rendered[at + more :]:
+            return None
+        at = rendered.index(end, at + more) + 1
+        ids += turn.answer
+    return [*ids, *rendered[at:]]
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+
+
+def _is_digest(value: object) -> bool:
+    return isinstance(value, str) and len(value) == 2 * _DIGEST_BYTES
 
 
 def _digest(ids: Sequence[int]) -> str:

@@ -30,9 +30,12 @@ _AFTER_TROUBLE_S: Final = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The state that earlier attempts left: ids to continue from, and what readers were shown of them."""
+    """The state that earlier attempts left: ids to continue from, and what readers were shown of them. `before` are the
+    ids of the turns before the present one.
+    """
 
     token_ids: tuple[int, ...] = ()
+    before: tuple[int, ...] = ()
     shown: ReplayFilter = field(default_factory=ReplayFilter)
 
 
@@ -59,7 +62,7 @@ async def read_checkpoint(
                     if entry.delta:
                         shown.note(orjson.loads(entry.delta))
         after = entries[-1].cursor
-    return Checkpoint(tuple(ids[begin:count]), shown)
+    return Checkpoint(tuple(ids[begin:count]), tuple(ids[:begin]), shown)
 
 
 class CheckpointWriter:

@@ -20,6 +20,8 @@ from eventing.redis import keys
 from eventing.store.archive import _line, _parse_line
 from eventing.store.conversation.messages import messages_of
 from eventing.store.conversation.store import Conversations
+from predictor.delivery.leased import Leased, engine_request
+from predictor.engine.engine import PREFIX, TurnIds, prefix_note
 from predictor.generation.checkpoint import read_checkpoint
 from tests.contract.rig import append, job_id, new_job
 from tests.contract.tool_rig import (
@@ -72,6 +74,26 @@ async def test_an_attempt_at_a_later_turn_goes_on_from_that_turns_tokens(rig: To
     assert (again.token_count, again.turn_begin, again.void_count) == (5, 2, 0)
     checkpoint = await read_checkpoint(rig.tools, job_id(), 5, begin=again.turn_begin)
     assert checkpoint.token_ids == (2, 3, 4)
+
+
+async def test_the_ids_of_the_turns_before_are_read_for_the_next_prompt(rig: ToolRig) -> None:
+    note = prefix_note([7, 8], [0, 1], None)
+    said = {**usage(), PREFIX: note}
+    await rig.submit()
+    await rig.generate(answer(said=said))
+    await rig.commit(call(0))
+    await rig.settle(TOOLS_QUEUE)
+    await rig.give(await rig.send())
+    acquired = await rig.tools.acquire(job_id(), "worker-2", can_resume=True)
+    await append(rig.tools, acquired.lease, batch(2, 3))
+    leased = Leased.of(await rig.job(), acquired, True, 0.0)
+    read = await read_checkpoint(rig.tools, job_id(), 5, begin=2)
+
+    assert (read.before, read.token_ids) == ((0, 1), (2, 3, 4))
+    assert replace(leased, may_call_tools=True).continues_turns
+    request = engine_request(leased.job, 2, before=read.before)
+    assert request.turns == (TurnIds(note, (0, 1)),)
+    assert engine_request(leased.job, 2).turns == ()
 
 
 async def test_a_later_turn_that_starts_over_voids_nothing_of_those_before(rig: ToolRig) -> None:

@@ -18,7 +18,7 @@ import pytest_asyncio
 
 from eventing.job.tools.call import CallState, ToolCall, Turn
 from eventing.job.tools.prompt import body_with_turns
-from predictor.engine.engine import DecodeStep, EngineRequest
+from predictor.engine.engine import DecodeStep, EngineRequest, TurnIds
 from predictor.engine.vllm.engine import VllmEngine, VllmSettings
 from predictor.errors import BadRequest
 from predictor.model_files.weights import DEFAULT_MODEL, ensure_model
@@ -198,7 +198,8 @@ async def test_a_forced_call_and_the_answer_to_its_result_are_two_turns(
         "Weather in Oslo?", tools=[STRICT_TOOL], tool_choice=choice, max_tokens=60, seed=1
     )
     assert not engine.can_resume(request)
-    first = body_of([step async for step in serving.steps(noting(request), ())])
+    whole = [step async for step in serving.steps(noting(request), ())]
+    first = body_of(whole)
     message = first["choices"][0]["message"]
     (made,) = message["tool_calls"]
     assert isinstance(json.loads(made["function"]["arguments"])["city"], str)
@@ -222,10 +223,19 @@ async def test_a_forced_call_and_the_answer_to_its_result_are_two_turns(
     noted = noting(second, first["prefix"])
     steps = [step async for step in serving.steps(noted, ())]
     answer = body_of(steps)
+    rendered = steps
     assert answer["choices"][0]["message"]["content"]
-    # This model's template shows no calls, so the ids of the first turn are not in the second's prompt.
+    # This model's template shows no calls, so the ids of the first turn are not in the second's prompt as rendered.
     assert answer["prefix"]["kept"] is False
-    assert await differing_seams(serving.steps, noted, steps, (3,)) == []
+    made = tuple(token_ids(whole))
+    appended = replace(noted, request_id="appended", turns=(TurnIds(first["prefix"], made),))
+    steps = [step async for step in serving.steps(appended, ())]
+    after = body_of(steps)
+    assert after["prefix"]["kept"] is True
+    assert after["usage"]["prompt_tokens"] > answer["usage"]["prompt_tokens"]
+    assert (cached_tokens(steps) or 0) >= first["prefix"]["tokens"] // 16 * 16 - 16
+    assert await differing_seams(serving.steps, appended, steps, (3,)) == []
+    assert await differing_seams(serving.steps, noted, rendered, (3,)) == []
 
 
 async def test_a_prompt_that_goes_on_after_an_answer_keeps_its_ids(engine: VllmEngine) -> None:

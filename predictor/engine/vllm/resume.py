@@ -22,6 +22,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 
+from predictor.engine.engine import TurnIds, appended_ids
 from predictor.errors import EngineRequestError
 
 _YIELD_EVERY: Final = 256
@@ -31,8 +32,14 @@ _YIELD_EVERY: Final = 256
 class ResumeBuffer:
     """The token ids of one run: those of earlier attempts, and a queue for the new ones."""
 
-    def __init__(self, prior: Sequence[int], record: Callable[[tuple[int, ...]], None]) -> None:
+    def __init__(
+        self,
+        prior: Sequence[int],
+        record: Callable[[tuple[int, ...]], None],
+        turns: Sequence[TurnIds] = (),
+    ) -> None:
         self.prior: Final = tuple(prior)
+        self.turns: Final = turns
         self.record: Final = record
         self.prompt: Sequence[int] = ()  #: the prompt's ids
         self.failure: Exception | None = None  #: the engine's exception, before it became JSON
@@ -79,6 +86,8 @@ class ResumingClient:
         request_id: str,
         options: Mapping[str, Any],
     ) -> AsyncGenerator[Any, None]:
+        if buffer.turns:
+            prompt, params = _after_turns(self._inner, prompt, params, buffer.turns)
         buffer.prompt = _ids_of(prompt)
         try:
             if buffer.prior:
@@ -202,6 +211,37 @@ def _ids_of(prompt: Any) -> Sequence[int]:
     """The ids of a rendered prompt; none of one that is text yet."""
     ids = prompt.get("prompt_token_ids") if isinstance(prompt, Mapping) else None
     return ids or ()
+
+
+def _after_turns(
+    llm: Any, prompt: Any, params: SamplingParams, turns: Sequence[TurnIds]
+) -> tuple[Any, SamplingParams]:
+    """The prompt with the ids of the turns so far, where it can have them; else as the template rendered it. An answer
+    that may fill the context gets what is left of it.
+    """
+    rendered, ends = _ids_of(prompt), _end_tokens(llm, params)
+    is_ended = all(turn.answer and turn.answer[-1] in ends for turn in turns)
+    if not rendered or not is_ended or prompt.get("type") != "token":
+        return prompt, params
+    ids, max_model_len = appended_ids(rendered, turns), llm.model_config.max_model_len
+    if ids is None:
+        return prompt, params
+    most, room = params.max_tokens or 1, max_model_len - len(ids)
+    if most > room:
+        if room < 1 or most != max_model_len - len(rendered):
+            return prompt, params
+        params = params.clone()
+        params.max_tokens = room
+    kept = {n: value for n, value in prompt.items() if n not in ("prompt", "prompt_token_offsets")}
+    return {**kept, "prompt_token_ids": ids}, params
+
+
+def _end_tokens(llm: Any, params: SamplingParams) -> set[int | None]:
+    """The tokens that end an answer by themselves."""
+    own = params.clone()
+    eos = llm.renderer.get_eos_token_id()
+    own.update_from_generation_config(llm.input_processor.generation_config_fields, eos)
+    return {eos, *(own.stop_token_ids or ())}
 
 
 def _recorded(buffer: ResumeBuffer, output: Any) -> Any:

@@ -135,7 +135,7 @@ class VllmServing:
                 made.extend(ids)
             queue.put_nowait(DecodeStep(ids, None))
 
-        buffer = ResumeBuffer(prior, record)
+        buffer = ResumeBuffer(prior, record, request.turns)
         task = asyncio.create_task(self._pump(request, parsed, buffer, queue, made))
         try:
             while (step := await queue.get()) is not None:

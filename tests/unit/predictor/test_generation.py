@@ -118,7 +118,7 @@ async def test_a_tool_call_has_one_id_in_the_stream_and_in_the_result() -> None:
         DecodeStep((), chunk(tool_calls=call("call_again", '{"a": 1}'))),
         DecodeStep((2,), chunk(finish="tool_calls")),
     ]
-    made, _, _ = await generation(steps, Checkpoint((1,), shown))
+    made, _, _ = await generation(steps, Checkpoint((1,), shown=shown))
     result = await made.run()
 
     assert isinstance(result, Completed)
