@@ -35,6 +35,7 @@ TEXTS = {
     "--policy": "guess",
     "--clients": "deaf:1",
     "--trace": "/nowhere/trace.csv",
+    "--jobs": "/nowhere/jobs.jsonl",
     "--request": "/nowhere/line.json",
     "--engine": "steam",
     "--manifest": "/nowhere/manifest.yaml",
