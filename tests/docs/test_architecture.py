@@ -53,3 +53,16 @@ def test_every_key_of_the_store_is_in_the_data_model() -> None:
 
     assert len(names) > 8
     assert [name for _, name in names if name.strip(":") and name.strip(":") not in page] == []
+
+
+def test_a_curl_command_of_the_docs_says_that_it_sends_json() -> None:
+    said = [
+        (page.name, command)
+        for page in [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]
+        for command in re.findall(
+            r"^curl (?:[^\n]*\\\n)*[^\n]*", page.read_text(encoding="utf-8"), re.MULTILINE
+        )
+        if re.search(r" (-d|--data\S*) ['\"]?\{", command)
+    ]
+
+    assert [each for each in said if "application/" not in each[1].lower()] == []
