@@ -9,8 +9,11 @@ from typing import Any
 import kubernetes_validate
 import pytest
 
+from knative.deploy.render.tree import finished
+from knative.deploy.values import Values
 from tests.manifests.conftest import Resources
 from tests.manifests.crd import Crds
+from tests.manifests.test_deployed_tools import GIVEN as DEPLOYED_TOOLS
 
 KUBERNETES = "1.36"
 
@@ -24,6 +27,19 @@ def faults(resource: dict[str, Any], crds: Crds) -> list[str]:
     except kubernetes_validate.ValidationError as error:
         return [error.message]
     return []
+
+
+@pytest.mark.parametrize("overlay", ["queue", "serverless"])
+def test_every_resource_of_a_deployed_tool_is_accepted(crds: Crds, overlay: str) -> None:
+    values = Values.model_validate({**DEPLOYED_TOOLS, "store": {"replicas": 3}})
+    own = [r for r in finished(overlay, values) if "tool" in str(r["metadata"])]
+
+    refused = {
+        f"{r['kind']}/{r['metadata']['name']}": found for r in own if (found := faults(r, crds))
+    }
+    assert refused == {}
+    kinds = {r["kind"] for r in own if r["metadata"]["name"].startswith("torpor-tool-")}
+    assert kinds == ({"Deployment", "ScaledObject"} if overlay == "queue" else {"Service"})
 
 
 def changed(resource: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
