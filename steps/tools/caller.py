@@ -128,7 +128,8 @@ class Caller:
     async def _run(self, key: str, label: str, job_id: JobId, turn: int, place: int) -> None:
         if asleep := self._deps.targets.sleeper(label):
             await self._deps.clients.wake(*asleep)  # before the mark: nothing is in doubt yet
-        token = secrets.token_hex(16)
+        token, loop = secrets.token_hex(16), asyncio.get_running_loop()
+        over_s = loop.time() + self._deps.lease_ms / 1000
         sent = await self._store.send_call(
             job_id,
             turn,
@@ -144,6 +145,10 @@ class Caller:
                 raise ComeBack("another process runs the call", sent.lease_left_ms / 1000)
             case SendStatus.IN_DOUBT if call is not None and call.state is CallState.SENT and job:
                 await self._end(job, call, sent.send, CallEnd(state=CallState.UNKNOWN))
+            case SendStatus.SENT if job and call and loop.time() >= over_s:
+                late = CallEnd(state=CallState.PENDING, reason="the lease was over before the call")
+                await self._end(job, call, sent.send, late)
+                raise Unavailable(late.reason, _PAUSE_S)
             case SendStatus.SENT | SendStatus.POLL if job is not None and call is not None:
                 may_be_given_up = call.effect.may_be_sent_again and not self._deps.is_beside_tool
                 self._running[_current()] = may_be_given_up

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from eventing.broker.tool_calls import CallsLeft, ToolCalls
 from eventing.job.job import JobState
-from eventing.job.tools.call import CallState, call_field, token_hash
-from eventing.job.tools.store import Decision, ReturnStatus
+from eventing.job.tools.call import CallState, EffectClass, call_field, token_hash
+from eventing.job.tools.store import Decision, ReturnStatus, SendStatus
 from eventing.job.tools.tool_list import pinned_servers
 from eventing.redis import keys
+from eventing.redis.connection import connect
+from eventing.store.steps.redis_tools import RedisToolStore
 from steps.tools.outgoing import asked_again_ms
 from tests.contract.rig import job_id
 from tests.contract.test_tool_calls import BOUND, adder, config
@@ -29,6 +32,7 @@ from tests.contract.tool_process import (
     listening,
     tool_process,
 )
+from tests.faults.proxy import Proxy, Way
 from tests.redis_server import free_port
 
 pytestmark = pytest.mark.timeout(60)
@@ -421,6 +425,49 @@ class TestFailures:
                 (call,) = await process.calls()
         assert (call.state, call.is_error) == (CallState.RETURNED, 1)
         assert other.seen == []
+
+
+class TestLease:
+    @pytest.mark.parametrize("effect", list(EffectClass))
+    async def test_a_call_whose_lease_was_over_before_its_mark_was_known_is_not_dialled(
+        self, redis: Redis, tmp_path: Path, effect: EffectClass
+    ) -> None:
+        """The process was stopped, or the store slow: a person may have been asked about the call meanwhile."""
+        asked = []
+
+        async def answer(_: Request, __: bytes) -> Response:
+            asked.append(1)
+            return JSONResponse({"content": "done"})
+
+        port = redis.connection_pool.connection_kwargs["port"]
+        async with (
+            listening(function(answer)) as url,
+            Proxy(port).serving() as link,
+            aclosing(connect(f"redis://127.0.0.1:{link.port}/0")) as behind,
+            tool_process(
+                behind, tmp_path, config(url, kind="function", effect=str(effect)), lease_s=0.5
+            ) as process,
+        ):
+            await process.begin({}, {**BOUND})
+            await process.generate(("a__a", {}))
+            hold = link.hold(b'"sent"', Way.DOWN)
+            delivery = asyncio.ensure_future(process.deliver("tool-a"))
+            await hold.reached.wait()
+            other = RedisToolStore(redis)
+            status = SendStatus.HELD
+            while status is SendStatus.HELD:
+                sent = await other.send_call(job_id(), 1, 0, owner="other", lease_ms=60_000)
+                status = sent.status
+                await asyncio.sleep(0.02)
+            hold.released.set()
+            assert await delivery == [503]
+            (call,) = await process.calls()
+
+        assert asked == []
+        is_once = effect is EffectClass.ONCE
+        assert status is (SendStatus.IN_DOUBT if is_once else SendStatus.SENT)
+        assert call.state is (CallState.IN_DOUBT if is_once else CallState.SENT)
+        assert is_once or call.owner == "other"
 
 
 class TestDrain:
