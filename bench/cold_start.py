@@ -42,12 +42,13 @@ PHASES: Final = ("import", "weights", "compile", "warm_up", "first_token")
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """One start: seconds to the first token, and what stood in memory then. `phases` are seconds
-    too; a bare engine has none.
+    """One start: seconds to the first token, CPU seconds of all processes until then, those that ended too, and what
+    stood in memory then. `phases` are seconds too; a bare engine has none.
     """
 
     way: str
     first_token_s: float
+    cpu_s: float
     rss_mb: int
     processes: int
     phases: dict[str, float] = field(default_factory=dict)
@@ -183,7 +184,7 @@ def read_start(way: str, began: float, output: str) -> Start:
     phases = {"first_token" if name == "ready" else name: s for name, s in phases.items()}
     first_token_s = round(told["at"] - began, 2)
     known = phases if told["marks"] else {}
-    return Start(way, first_token_s, told["rss_mb"], told["processes"], known)
+    return Start(way, first_token_s, told["cpu_s"], told["rss_mb"], told["processes"], known)
 
 
 def evicted(file: Path, start: Callable[[], Start]) -> Start:
@@ -271,7 +272,8 @@ def tell_first_token(marks: Sequence[tuple[str, float]] = ()) -> None:
     me = psutil.Process()
     family = [me, *me.children(recursive=True)]
     rss_mb = sum(process.memory_info().rss for process in family) >> 20
-    told = {"at": at, "rss_mb": rss_mb, "processes": len(family), "marks": marks}
+    cpu_s = round(sum(sum(process.cpu_times()[:4]) for process in family), 2)
+    told = {"at": at, "cpu_s": cpu_s, "rss_mb": rss_mb, "processes": len(family), "marks": marks}
     print(json.dumps(told), flush=True)
 
 
@@ -291,6 +293,7 @@ def summary(starts: list[Start], parent: dict[str, Any]) -> dict[str, Any]:
             "least_s": seconds[way][0],
             "most_s": seconds[way][-1],
             "ratio": round(statistics.median(seconds[way]) / bare_s, 3),
+            "cpu_s": round(statistics.median(s.cpu_s for s in starts if s.way == way), 2),
             "rss_mb": max(start.rss_mb for start in starts if start.way == way),
             "processes": max(start.processes for start in starts if start.way == way),
             "phases_s": middle_phases([start for start in starts if start.way == way]),
@@ -325,12 +328,14 @@ def cpu_model() -> str:
 
 
 def table(report: dict[str, Any]) -> str:
-    lines = [f"{'way':36} {'median s':>9} {'range':>15} {'ratio':>6} {'RSS MB':>7} {'proc.':>6}"]
+    lines = [
+        f"{'way':36} {'median s':>9} {'range':>15} {'ratio':>6} {'CPU s':>6} {'RSS MB':>7} {'proc.':>6}"
+    ]
     for row in report["ways"]:
         span = f"{row['least_s']:.1f} to {row['most_s']:.1f}"
         lines.append(
             f"{row['way']:36} {row['median_s']:9.2f} {span:>15} {row['ratio']:6.2f} "
-            f"{row['rss_mb']:7d} {row['processes']:6d}"
+            f"{row['cpu_s']:6.2f} {row['rss_mb']:7d} {row['processes']:6d}"
         )
     lines.append(f"\n{'seconds by phase':36} " + " ".join(f"{name:>11}" for name in PHASES))
     for row in report["ways"]:
