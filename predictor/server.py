@@ -94,7 +94,8 @@ class Predictor:
             counters=metrics.kept_counters,
             has_gpu=settings.engine is not EngineKind.UPSTREAM,
         )
-        self._admission = Admission(engine, self._note_load)
+        self._admission = Admission(engine, self._account.load)
+        metrics.IN_FLIGHT.set_function(lambda: self._admission.in_flight)
         self._keeper = LeaseKeeper(
             self._store,
             clock,
@@ -160,10 +161,6 @@ class Predictor:
         token = settings.delivery_token.get_secret_value()
         events = _body_reader(_EVENT_LIMIT_BYTES)
         app.add_middleware(EventMiddleware, deliveries=deliveries, token=token, bodies=events)
-
-    def _note_load(self, in_flight: int) -> None:
-        metrics.IN_FLIGHT.set(in_flight)
-        self._account.load(in_flight)
 
     async def _run_replica(self) -> None:
         """Start the engine, serve, drain, end. The HTTP server runs from before the engine's start until after the

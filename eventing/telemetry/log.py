@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 
 import orjson
 import structlog
+from structlog.typing import FilteringBoundLogger
 
 from eventing.telemetry.trace import mark_line
 
@@ -63,7 +64,31 @@ def _as_bytes(logger: Any, level: str, line: MutableMapping[str, Any]) -> bytes:
     """The line as JSON bytes, at half the cost of the standard library's text."""
     if "exc_info" in line:
         _TRACEBACKS(logger, level, line)
-    return orjson.dumps(line, default=repr)
+    return orjson.dumps(line, default=repr, option=orjson.OPT_UTC_Z)
+
+
+def _without_chain(wrapper: type[FilteringBoundLogger]) -> type[FilteringBoundLogger]:
+    """A logger whose lines are made at once, as `stamp` and `_as_bytes` make them: structlog's way through its chain of
+    processors took half of a line's time.
+    """
+
+    class JsonLogger(wrapper):  # type: ignore[misc, valid-type]
+        def _proxy_to_logger(self, method_name: str, event: str | None = None, **line: Any) -> None:
+            if self._processors[-1] is not _as_bytes:  # a test captures lines
+                super()._proxy_to_logger(method_name, event, **line)
+                return
+            whole = {
+                **_marks.get(),
+                **self._context,
+                **line,
+                "event": event,
+                "service": _service,
+                "level": method_name,
+                "timestamp": datetime.now(UTC),
+            }
+            self._logger.msg(_as_bytes(None, method_name, mark_line(None, "", whole)))
+
+    return JsonLogger
 
 
 def configure(service: str, *, level: str = "INFO") -> None:
@@ -72,9 +97,10 @@ def configure(service: str, *, level: str = "INFO") -> None:
     _service = service  # not cached: a forked predictor has its parent's loggers
     is_read_by_people = sys.stderr.isatty()
     text = [structlog.dev.ConsoleRenderer()] if is_read_by_people else [_TRACEBACKS, _AS_TEXT]
+    wrapper = structlog.make_filtering_bound_logger(logging.getLevelName(level))
     structlog.configure(
         processors=[stamp, *(text if is_read_by_people else [_as_bytes])],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level)),
+        wrapper_class=wrapper if is_read_by_people else _without_chain(wrapper),
         logger_factory=(
             structlog.PrintLoggerFactory(sys.stderr)
             if is_read_by_people

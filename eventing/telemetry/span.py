@@ -74,7 +74,7 @@ def followable(traceparent: str) -> str:
     """The `traceparent` as it may be handed on; empty for one that is none. A later version's is
     read as ours, as the standard says.
     """
-    if is_well_formed(traceparent):
+    if not traceparent or is_well_formed(traceparent):
         return traceparent
     if later := _LATER.fullmatch(traceparent):
         as_ours = f"00-{later[1]}"

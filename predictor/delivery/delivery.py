@@ -268,7 +268,8 @@ class Deliveries:
         """
         attempt = leased.attempt
         if not attempt.resumed_tokens:
-            metrics.TOKENS_REGENERATED.inc(attempt.void_count)
+            if attempt.void_count:
+                metrics.TOKENS_REGENERATED.inc(attempt.void_count)
             if not leased.continues_turns:
                 return leased
         checkpoint = await read_checkpoint(

@@ -194,7 +194,8 @@ class Generation:
             # The engine may have finished just before the interruption: the rest is still here.
             self._writer.close()
             await self._writer.run()
-        metrics.TOKENS_LOST.inc(self._writer.pending_tokens)
+        if lost := self._writer.pending_tokens:
+            metrics.TOKENS_LOST.inc(lost)
         return result
 
     def on_hold(self, hold: LeaseStatus) -> None:
