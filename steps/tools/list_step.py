@@ -130,6 +130,8 @@ class ListTools:
         if server.kind is ServerKind.FUNCTION or server.tools:
             return False  # the operator's own words
         has_own = server.label in orjson.loads(job.sealed or "{}")
+        if has_own and server.pin is None:
+            return False  # the list of its credentials: the tenant's, and its pin, stay as they are
         pin = server.pin_of(has_own_credentials=has_own)
         does_pin = pin is not Pin.JOB and not server.digest
         status = await self._lists.see(

@@ -1,5 +1,6 @@
 """The list of a tool server is pinned for a tenant at its first use: another one is not used until it is accepted."""
 
+import base64
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -17,8 +18,9 @@ from eventing.job.tools.document import parse_tools
 from eventing.job.tools.known_list import MOST_KEPT, AcceptStatus, KnownList
 from eventing.job.tools.server import Pin, ServerKind, ToolServer
 from eventing.job.tools.tool_list import pinned_servers
+from eventing.redis import keys
 from eventing.store.steps.redis_tool_lists import RedisToolLists
-from tests.contract.rig import new_job
+from tests.contract.rig import job_id, new_job
 from tests.contract.test_tool_calls import BOUND, config
 from tests.contract.tool_process import TOOL, RawMcp, ToolProcess, listening, tool_process
 
@@ -85,6 +87,25 @@ async def test_a_list_that_changed_between_two_jobs_is_not_used_until_it_is_acce
         (said,) = await another(process, redis)
         assert "tool_changed" in said  # the first list is not trusted for ever
         assert (await known(redis)).accepted_by == "ann"
+
+
+async def test_a_request_with_credentials_of_its_own_unpins_nothing(
+    redis: Redis, tmp_path: Path
+) -> None:
+    raw, seal = RawMcp(), tmp_path / "seal"
+    seal.write_text(base64.b64encode(bytes(32)).decode())
+    async with (
+        listening(raw.app()) as url,
+        tool_process(redis, tmp_path, config(url), tool_seal_key_file=seal) as process,
+    ):
+        assert await another(process, redis) == ["do"]
+        raw.tools = RENAMED
+        own = {"type": "mcp", "server_label": "a", "headers": {"x-any": "thing"}}
+        await redis.delete(keys.job(job_id()))
+        job = await process.begin({"tools": [own]})
+        assert [tool.tool for tool in pinned_servers(job.tool_list)[0].tools] == ["did"]
+        (said,) = await another(process, redis)
+    assert "tool_changed" in said
 
 
 async def test_what_changed_is_said(redis: Redis, tmp_path: Path) -> None:
