@@ -110,25 +110,25 @@ class Watched:
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
-        self._parts = {pid: part_of(pid) for pid in family(stack.pid)}
+        self.parts = {pid: part_of(pid) for pid in family(stack.pid)}
 
     def switch(self, seen: int) -> None:
-        for pid, part in self._parts.items():
+        for pid, part in self.parts.items():
             if part != "store":
                 os.kill(pid, signal.SIGRTMIN + 1 + seen)
 
     def cpu_ms(self) -> dict[str, float]:
         """Spent so far, by part, exact to the kernel's clock."""
         spent: dict[str, float] = {}
-        for pid, part in self._parts.items():
+        for pid, part in self.parts.items():
             clock = (~pid << 3) | 2  # CPU of all threads of that process: clock_getcpuclockid(3)
             spent[part] = spent.get(part, 0.0) + 1000 * time.clock_gettime(clock)
         return spent
 
 
-def running(folder: Path, *, share: str) -> AbstractContextManager[Stack]:
-    """A stack on `folder` with one predictor that stays awake."""
-    (folder / "sitecustomize.py").write_text(_SWITCH)
+def running(folder: Path, *, share: str, code: str = _SWITCH) -> AbstractContextManager[Stack]:
+    """A stack on `folder` with one predictor that stays awake; `code` runs before its own."""
+    (folder / "sitecustomize.py").write_text(code)
     env = {
         "PYTHONPATH": f"{folder}:{os.environ.get('PYTHONPATH', '')}".rstrip(":"),
         "TORPOR_SEEDED_TOKENS_PER_S": "0",
