@@ -143,7 +143,8 @@ local function words_of(prefix)
   for word in string.gmatch(prefix, '[^,]+') do words[#words + 1], fields[#fields + 1] = word, field_of(word) end
   return words, #fields > 0 and redis.call('HMGET', holders, unpack(fields)) or {}
 end
--- Whose a job is: of those who hold the longest match (what its caller named first, then the most blocks), the last one that has room.
+-- Whose a job is: of those who hold the longest match (what its caller named first, then the most blocks), the last one that has room. A match
+-- of less than half of the blocks does not count: all prompts that share a short start would gather at one engine.
 local with_room
 local function whose(prefix)
   if not with_room then
@@ -153,7 +154,8 @@ local function whose(prefix)
   end
   if prefix == '' or not next(with_room) then return nil end
   local words, found = words_of(prefix)
-  for i = #words, 1, -1 do
+  local _, blocks = string.gsub(',' .. prefix, ',%x', '')
+  for i = #words, 1 + math.floor(blocks / 2), -1 do
     if found[i] and string.match(found[i], '^%S+') == words[i] then
       for name in string.gmatch(found[i], ' (%S+)') do
         if name == holder or with_room[name] then return name end

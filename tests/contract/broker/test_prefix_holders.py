@@ -163,6 +163,19 @@ async def test_a_key_goes_before_blocks(rig: Rig) -> None:
     assert await take(rig.queues[0]) == [job]
 
 
+@pytest.mark.parametrize(("shared", "is_left"), [(3, False), (4, True), (7, True)])
+async def test_a_job_that_shares_less_than_half_of_its_start_is_left_to_no_pump(
+    rig: Rig, shared: int, is_left: bool
+) -> None:
+    """All prompts with one short start gathered at one engine: p95 of the first token twice the plain order's."""
+    common = "".join(f"{n:<1024}" for n in range(shared))
+    await rig.submit(common + "a" * 1024 * (7 - shared) + "b" * 400)
+    await settle(rig.queues[1], *await rig.queues[1].claim(2))
+    job = await rig.submit(common + "c" * 1024 * (7 - shared) + "d" * 400)
+
+    assert await take(rig.queues[0]) == ([] if is_left else [job])
+
+
 async def test_what_waits_behind_a_job_that_is_left_passes_it_four_times_at_most(rig: Rig) -> None:
     left = await rig.submit(prompt(1, "again"))
     for _ in range(8):
