@@ -6,7 +6,8 @@ to a file one by one, so that a killed process loses no ended span.
 
 import os
 import random
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar, Token
 from pathlib import Path
@@ -16,11 +17,10 @@ from urllib.parse import urlsplit
 import orjson
 import requests
 from opentelemetry import trace as api
-from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 
 from eventing.process.address import is_inside
 from eventing.telemetry.span import (
@@ -33,8 +33,11 @@ from eventing.telemetry.span import (
 )
 
 _CLOSE_MS: Final = 3000
-_ROOT: Final = Context()
-_within: Final[ContextVar[tuple[str, api.Span | None]]] = ContextVar(
+_UNSET: Final = api.Status()
+_SCOPE: Final = InstrumentationScope("torpor")
+_BEGUN_HERE: Final = api.TraceFlags(api.TraceFlags.SAMPLED | 2)
+"""Sampled, and its id is random (W3C Trace Context, level 2)."""
+_within: Final[ContextVar[tuple[str, "_Open | None"]]] = ContextVar(
     "torpor_span", default=("", None)
 )
 """The current span: its `traceparent`, and the span itself if it is recorded."""
@@ -75,29 +78,62 @@ def plain(span: ReadableSpan) -> dict[str, Any]:
 
 
 class _Open:
-    """A recording span for the duration of the block. It does not use OpenTelemetry's current context and
-    propagators, which doubled the cost of a span.
+    """A recording span for the duration of the block. The SDK gets it when it has ended: its own open spans, with their
+    locks, limits and sampler, and its current context cost three times as much.
     """
 
-    __slots__ = ("_span", "_token", "traceparent")
-    _token: Token[tuple[str, api.Span | None]]
+    __slots__ = (
+        "_attributes",
+        "_began_ns",
+        "_end",
+        "_name",
+        "_parent",
+        "_token",
+        "context",
+        "links",
+    )
+    _token: Token[tuple[str, "_Open | None"]]
 
-    def __init__(self, span: api.Span) -> None:
-        self._span = span
-        self.traceparent = _traceparent(span.get_span_context())
+    def __init__(
+        self,
+        name: str,
+        context: api.SpanContext,
+        parent: api.SpanContext | None,
+        attributes: dict[str, Any],
+        end: Callable[..., None],
+    ) -> None:
+        self.context = context
+        self.links: list[api.Link] = []
+        self._name = name
+        self._parent = parent
+        self._attributes = attributes
+        self._end = end
+        self._began_ns = time.time_ns()
+
+    @property
+    def traceparent(self) -> str:
+        return _traceparent(self.context)
 
     def set(self, **attributes: str | int | float | bool) -> None:
-        self._span.set_attributes(_named(attributes))
+        self._attributes.update(_named(attributes))
 
     def __enter__(self) -> Self:
-        self._token = _within.set((self.traceparent, self._span))
+        self._token = _within.set((self.traceparent, self))
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         _within.reset(self._token)
-        if isinstance(error, Exception):  # its message could hold what a user wrote
-            self._span.set_status(api.StatusCode.ERROR, type(error).__name__)
-        self._span.end()
+        failed = isinstance(error, Exception)  # its message could hold what a user wrote
+        self._end(
+            name=self._name,
+            context=self.context,
+            parent=self._parent,
+            attributes=self._attributes,
+            links=self.links,
+            status=api.Status(api.StatusCode.ERROR, type(error).__name__) if failed else _UNSET,
+            start_time=self._began_ns,
+            end_time=time.time_ns(),
+        )
 
 
 class _Within(NonRecordingSpan):
@@ -117,15 +153,10 @@ class OtelTracer:
     """The tracer of a process."""
 
     def __init__(self, service: str, target: str, share: float) -> None:
-        self._provider = TracerProvider(
-            resource=Resource.create({"service.name": f"torpor-{service}"}),
-            sampler=ALWAYS_ON,  # what is not kept never gets there
-            shutdown_on_exit=False,
-        )
+        self._resource = Resource.create({"service.name": f"torpor-{service}"})
         self._share = share
         self._rng = random.SystemRandom()  # no seed that forked predictors would share
-        self._provider.add_span_processor(_processor(target))
-        self._tracer = self._provider.get_tracer("torpor")
+        self._processor = _processor(target)
 
     def open(
         self,
@@ -142,14 +173,17 @@ class OtelTracer:
                 return NO_SPAN
         elif not is_sampled(within):
             return _Within(within)
-        return _Open(
-            self._tracer.start_span(
-                name,
-                context=_under(within) if within else _ROOT,
-                links=[api.Link(_context(text)) for text in links if is_well_formed(text)],
-                attributes=_named(attributes),
-            )
-        )
+        above = _context(within) if within else None
+        trace_id = above.trace_id if above else self._rng.getrandbits(128) or 1
+        flags = above.trace_flags if above else _BEGUN_HERE
+        context = api.SpanContext(trace_id, self._rng.getrandbits(64) or 1, False, flags)
+        opened = _Open(name, context, above, _named(attributes), self._end)
+        opened.links += [api.Link(_context(text)) for text in links if is_well_formed(text)]
+        return opened
+
+    def _end(self, **span: Any) -> None:
+        ended = ReadableSpan(resource=self._resource, instrumentation_scope=_SCOPE, **span)
+        self._processor.on_end(ended)
 
     def current(self) -> str:
         return _within.get()[0]
@@ -158,11 +192,11 @@ class OtelTracer:
         """Link the current span to another."""
         _, span = _within.get()
         if span is not None and is_well_formed(traceparent):
-            span.add_link(_context(traceparent))
+            span.links.append(api.Link(_context(traceparent)))
 
     def close(self) -> None:
-        self._provider.force_flush(_CLOSE_MS)
-        self._provider.shutdown()
+        self._processor.force_flush(_CLOSE_MS)
+        self._processor.shutdown()
 
 
 def _processor(target: str) -> SpanProcessor:
@@ -195,12 +229,6 @@ def _context(traceparent: str) -> api.SpanContext:
     return api.SpanContext(int(traceparent[3:35], 16), int(traceparent[36:52], 16), True, flags)
 
 
-def _under(traceparent: str) -> Context:
-    return api.set_span_in_context(api.NonRecordingSpan(_context(traceparent)), _ROOT)
-
-
 def _traceparent(context: api.SpanContext) -> str:
-    if not context.is_valid:
-        return ""
     flags = int(context.trace_flags)
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{flags:02x}"

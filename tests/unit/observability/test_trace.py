@@ -116,7 +116,7 @@ def test_a_later_span_links_to_the_one_it_is_given(spans: Path) -> None:
 def test_a_failure_is_named_by_its_type_only(tmp_path: Path) -> None:
     sent = InMemorySpanExporter()
     tracer = OtelTracer("test", f"file:{tmp_path / 'spans.jsonl'}", 1.0)
-    tracer._provider.add_span_processor(SimpleSpanProcessor(sent))
+    tracer._processor = SimpleSpanProcessor(sent)
     trace.use(tracer)
 
     with pytest.raises(ValueError, match="secret"), trace.span("submit", begins=True):
