@@ -103,8 +103,8 @@ class EndedConsumer:
                 self._take_over_due_s = now_s + _TAKE_OVER_EVERY_S
             await self._notify_all(await self._next())
         except ResponseError as error:
-            # Redis before 7.2 has another error for a blocked read whose stream is deleted.
-            if not str(error).startswith(("NOGROUP", "UNBLOCKED")):
+            # Redis before 7.2 has another error for a blocked read whose stream is deleted, and XINFO has its own.
+            if not str(error).startswith(("NOGROUP", "UNBLOCKED", "no such key")):
                 raise
             await self._make_group()
 

@@ -66,6 +66,8 @@ class Faults:
     done: dict[str, int] = field(default_factory=dict)
     lost_s: list[tuple[float, float]] = field(default_factory=list)
     on_failover: Callable[[float], Awaitable[None]] | None = None
+    failing_over: int = 0
+    """Failovers after which not everything has been asked again yet."""
     _hurt: set[Program | Proxy] = field(default_factory=set)
     _api_is_frozen: int = 0
     _store: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -143,6 +145,7 @@ class Faults:
         """The replica stops hearing, the primary dies, the replica takes its place, a new one follows it."""
         if self._api_is_frozen:
             return  # it would tell later, of any time, what was taken back
+        self.failing_over += 1
         async with self._store:
             since_s = time.monotonic()
             await self._promote()
@@ -150,6 +153,7 @@ class Faults:
         self.lost_s.append((since_s, time.monotonic()))
         if self.on_failover is not None:
             await self.on_failover(since_s)
+        self.failing_over -= 1
 
     async def _promote(self) -> None:
         system, heir = self.fleet.system, self.replica

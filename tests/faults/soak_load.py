@@ -54,6 +54,8 @@ class SoakLoad:
     deleted: set[str] = field(default_factory=set)
     mended: dict[str, dict[str, Any]] = field(default_factory=dict)
     done: dict[str, int] = field(default_factory=dict)
+    is_store_trusted: Callable[[], bool] = lambda: True
+    """False while what was accepted may be gone and is not asked again yet."""
     _numbers: Iterator[int] = field(default_factory=lambda: count(1))
     _stopped: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -109,7 +111,7 @@ class SoakLoad:
     async def other_body(self) -> None:
         """Another call under a key that was used."""
         old = [it for it in self.asked if it.at_s < time.monotonic() - _TRUSTED_AFTER_S]
-        if old:
+        if old and self.is_store_trusted():
             await self.system.client.submit_once(self.line(), self.draw.choice(old).key)
 
     async def stranger(self) -> None:

@@ -61,6 +61,7 @@ async def test_f32_random_faults_over_a_whole_fleet_break_no_promise(
         faults_of(fleet, draw, (5, 20) if MINUTES > 2 else (3, 8)) as faults,
     ):
         faults.on_failover = load.ask_again
+        load.is_store_trusted = lambda: not faults.failing_over
         batches = BatchLoad(fleet.members["api"], random.Random(SEED + 2))
         until_s = time.monotonic() + MINUTES * 60
         async with asyncio.TaskGroup() as group:

@@ -3,6 +3,8 @@
 -- KEYS  1 tickets
 -- ARGV  1 group, 2 how long a consumer without events was silent that is gone, in ms (0: leave them), 3 the consumer that asks
 -- gives 1 if another consumer has events, else 0
+-- First: of a queue that the store has lost it says NOGROUP, which the caller knows. XINFO has another error.
+local pending = redis.call('XPENDING', KEYS[1], ARGV[1])
 if ARGV[2] ~= '0' then
   for _, row in ipairs(redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])) do
     local consumer = {}
@@ -12,7 +14,6 @@ if ARGV[2] ~= '0' then
     end
   end
 end
-local pending = redis.call('XPENDING', KEYS[1], ARGV[1])
 local floor, others = pending[2], 0
 for _, row in ipairs(pending[4] or {}) do
   if row[1] ~= ARGV[3] then others = 1 end

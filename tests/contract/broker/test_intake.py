@@ -213,7 +213,10 @@ async def test_a_redriven_job_waits_with_its_edited_request_and_its_attempt(redi
     assert claimed.event.extensions["attempt"] == "1"
 
 
-async def test_jobs_of_a_store_that_lost_its_queues_wait_again(redis: Redis) -> None:
+@pytest.mark.parametrize("gone_after_ms", [0, 60_000])
+async def test_jobs_of_a_store_that_lost_its_queues_wait_again(
+    redis: Redis, gone_after_ms: int
+) -> None:
     # B16: an emptied queue ended the broker, and what the records promised was found after a
     # quarter of an hour.
     queue = await queue_of(redis)
@@ -222,7 +225,7 @@ async def test_jobs_of_a_store_that_lost_its_queues_wait_again(redis: Redis) -> 
     await intake.submit(new_job("2"))
     await redis.delete(*await redis.keys(keys.queue(NAME, "*").replace("{", "?").replace("}", "?")))
 
-    await queue.tidy()
+    await queue.tidy(gone_after_ms=gone_after_ms)
     await queue.keep(["1-1"])
     await sweep_once(store, publisher)
 
