@@ -1,7 +1,9 @@
 """A tenant sees its own things only: every call that names a thing, with another's name in it."""
 
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -38,6 +40,8 @@ LISTS = (
 OPEN_TO_ALL = {"/v1/models/{model}"}
 """Names that are the same for everybody."""
 UNKNOWN = "0" * 24
+TOOLS = "server-" + "a" * 24
+"""The label of a tool server that only acme may use."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class Owned:
         inner = {"{item_id}": self.item, "{file_id}": self.file, "{batch_id}": self.file_batch}
         for name, each in inner.items():
             path = path.replace(name, each)
-        return path.replace("{id}", id_ or self.id_for(path))
+        return path.replace("{label}", "{id}").replace("{id}", id_ or self.id_for(path))
 
     def id_for(self, path: str) -> str:
         """The id that a call on `path` takes."""
@@ -83,13 +87,21 @@ class Owned:
             "/v1/keys": self.key,
             "/v1/cache/entries": self.answer,
             "/v1/audits": self.audit,
+            "/v1/tools": TOOLS,
         }
         return kinds[path.partition("/{")[0]]
 
 
 @pytest.fixture
-async def api(redis_url: str, store: RedisStore, redis: Redis) -> AsyncIterator[ApiWithJobs]:
-    settings = settings_for(redis_url, keys_source="redis", delivery_token="b" * 24)
+async def api(
+    redis_url: str, store: RedisStore, redis: Redis, tmp_path: Path
+) -> AsyncIterator[ApiWithJobs]:
+    tools = tmp_path / "tools.yaml"
+    server = {"url": "http://tools.example/mcp", "tenants": ["acme"]}
+    tools.write_text(json.dumps({"servers": {TOOLS: server}}))
+    settings = settings_for(
+        redis_url, keys_source="redis", delivery_token="b" * 24, tools_file=tools
+    )
     async with api_with_jobs(settings, store) as made:
         yield made
 
@@ -179,6 +191,8 @@ def named_things(api: ApiWithJobs) -> list[tuple[str, str]]:
 
 
 def body_for(path: str) -> dict[str, Any]:
+    if path.endswith("/accept"):
+        return {"digest": UNKNOWN}
     if path.endswith("/test"):
         return {"event_type": "response.completed"}
     if path == "/v1/conversations/{id}/items":
