@@ -167,8 +167,9 @@ def test_a_resumed_job_goes_on_in_its_trace_after_the_tokens_of_the_attempt_that
         max_tokens=60, seeded={"output_tokens": 60, "tokens_per_s": 20}
     )
     traced.stack.until(lambda: traced.stack.job(job_id)["token_count"] >= 10)
-    (replica,) = traced.stack.status()["replicas"]["list"]
-    os.kill(replica["pid"], signal.SIGKILL)
+    # More than one, where the machine stood still and the autoscaler saw a crowd.
+    for replica in traced.stack.status()["replicas"]["list"]:
+        os.kill(replica["pid"], signal.SIGKILL)
 
     spans = traced.spans(trace_id, until=is_told)
 
