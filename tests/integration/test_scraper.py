@@ -148,7 +148,7 @@ def test_prometheus_is_let_in_with_the_key_and_not_without(api: Api, tmp_path: P
 
 def until_both_were_tried(port: int) -> dict[str, str]:
     """`up` of each scrape job."""
-    deadline = time.monotonic() + HANG_S
+    deadline = time.monotonic() + time_limits.HANG_S
     while time.monotonic() < deadline:
         try:
             url = f"http://127.0.0.1:{port}/api/v1/query"
