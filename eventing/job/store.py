@@ -264,6 +264,11 @@ class JobReader(Protocol):
 class JobIntake(JobReader, Protocol):
     """Records jobs, and changes them on behalf of callers."""
 
+    async def is_gone(self, job_id: JobId) -> bool:
+        """True if a server that takes writes, with `store_acks` one that replicas confirm, has no such job: one that a
+        failover left behind may not have the newest. Raises `StoreUnavailable` where none answers.
+        """
+
     async def submit(self, new: NewJob, publication: Publication = ARRIVED) -> tuple[Job, bool]:
         """Record the job and its event; True when the job is new. After `StoreUnavailable` the job may or may not
         be recorded.

@@ -146,6 +146,9 @@ class MemoryStore:
 
         return page(self._index.dead(tenant), self._job, is_wanted, limit, cursor, include)
 
+    async def is_gone(self, job_id: JobId) -> bool:
+        return job_id not in self._records
+
     async def acquire(
         self,
         job_id: JobId,

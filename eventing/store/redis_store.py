@@ -202,6 +202,12 @@ class RedisStore:
         dead = RedisList(self._redis, keys.dead_letters_of(tenant), self._fetch_result)
         return await dead.page(is_wanted, limit, cursor, include)
 
+    async def is_gone(self, job_id: JobId) -> bool:
+        write = ("SET", f"{keys.PREFIX}:ping", "1", "EX", 60)
+        async with failures_named():
+            _, found = await send(self._promises, [write, ("EXISTS", keys.job(job_id))])
+        return not found
+
     async def acquire(
         self,
         job_id: JobId,

@@ -26,7 +26,10 @@ class RecordedJobs:
         if recorded is not None and not self._is_redriven(recorded, new):
             return replace(recorded, request=recorded.to_run)
         if self.is_strange(new.source):
-            raise JobDeleted("our api has no such job")
+            # A server that a failover cut off has not the newest jobs, and acking their events would lose them.
+            if await self._store.is_gone(new.id):
+                raise JobDeleted("our api has no such job")
+            raise Unavailable("the store has moved")
         try:
             job, _ = await self._store.submit(new)
         except JobDeleted:

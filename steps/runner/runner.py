@@ -145,6 +145,9 @@ class Runner:
             begun = await self._deps.store.begin_step(job_id, step)
             job = begun.job
             planned = job.plan.step(step) if job and job.plan else None
+            # As in the predictor: a server that a failover cut off has not the newest jobs.
+            if begun.status is BeginStatus.MISSING and not await self._deps.store.is_gone(job_id):
+                raise Unavailable("the store has moved")
             if begun.status is BeginStatus.DONE and job is not None:
                 await self._publish_again(job)
             if begun.status is not BeginStatus.BEGUN or job is None or planned is None:
