@@ -15,17 +15,22 @@ from eventing.errors import BadRequest, BrokerUnavailable, InvalidJob, StoreUnav
 from eventing.job.job import JobId, Lane
 from eventing.job.store import Publication
 from eventing.outbox.publisher import OutboxPublisher
+from eventing.redis.connection import failures_named
 from eventing.redis.multiplexed_connection import SharedRedis
-from eventing.redis.script import Call
+from eventing.redis.replicated import ReplicatedWrites
+from eventing.redis.script import Call, run_all
 from eventing.settings import BrokerClientSettings
 from eventing.telemetry import trace
 
 
 class Router:
-    """Finds the matching queues of an event and puts it there."""
+    """Finds the matching queues of an event and puts it there. With `acks`, so many replicas of the store have the
+    event when it is accepted: its sender forgets it then, and a server that a failover left behind may still answer.
+    """
 
-    def __init__(self, routes: Sequence[tuple[Trigger, Queue]]) -> None:
+    def __init__(self, routes: Sequence[tuple[Trigger, Queue]], acks: int = 0) -> None:
         self._routes = routes
+        self._promises = ReplicatedWrites(routes[0][1].redis, acks) if routes and acks else None
 
     @property
     def is_relay(self) -> bool:
@@ -73,7 +78,8 @@ class Router:
         """
         calls = self.put_calls(event, is_reply=is_reply)
         if calls:
-            await self._routes[0][1].send(calls)
+            async with failures_named():
+                await run_all(self._promises or self._routes[0][1].redis, calls)
         return len(calls)
 
 
@@ -82,8 +88,8 @@ class DirectPublisher:
     (docs/adr/0140). As with the ingress, the event is in every matching queue when the call returns.
     """
 
-    def __init__(self, redis: SharedRedis, triggers: Sequence[Trigger]) -> None:
-        self._router = Router([(each, Queue(redis, each.name, "")) for each in triggers])
+    def __init__(self, redis: SharedRedis, triggers: Sequence[Trigger], acks: int = 0) -> None:
+        self._router = Router([(each, Queue(redis, each.name, "")) for each in triggers], acks)
 
     def publication(self, event: Event) -> Publication:
         """As `Router.publication`."""
@@ -129,7 +135,8 @@ def make_route(
     """
     if publisher is None and settings.queue_triggers_file is not None:
         try:
-            return DirectPublisher(redis, load_triggers(settings.queue_triggers_file))
+            triggers = load_triggers(settings.queue_triggers_file)
+            return DirectPublisher(redis, triggers, settings.store_acks)
         except BadRequest as error:
             raise BadRequest(f"TORPOR_QUEUE_TRIGGERS_FILE: {error}", error.field) from error
     over_http = HttpPublisher(

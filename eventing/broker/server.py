@@ -75,7 +75,7 @@ class Broker:
             )
             for each in triggers
         ]
-        self._router = Router(self._routes)
+        self._router = Router(self._routes, settings.store_acks)
         self._queue_metrics = QueueMetrics(self._redis, [trigger.name for trigger in triggers])
         self.abandoned = AbandonedQueues(
             self._redis,

@@ -58,3 +58,14 @@ async def test_a_store_that_is_away_is_a_broker_that_takes_nothing() -> None:
 
     with pytest.raises(BrokerUnavailable):
         await DirectPublisher(away, [wanting("wanted", "yes")]).publish(EVENT)
+
+
+async def test_with_acks_an_event_is_accepted_once_a_replica_has_it(redis_url: str) -> None:
+    # A primary that a failover left behind still answers, and what it accepts is gone a moment later.
+    alone = connect(redis_url, timeout_s=0.6)
+
+    await DirectPublisher(alone, [wanting("wanted", "yes")]).publish(EVENT)
+    with pytest.raises(BrokerUnavailable):
+        await DirectPublisher(alone, [wanting("wanted", "yes")], acks=1).publish(EVENT)
+
+    await alone.aclose()
