@@ -328,7 +328,7 @@ class RedisStore:
             return False
         name = tenant.decode()
         names = [*job_keys(job_id), keys.jobs_of(name), keys.dead_letters_of(name)]
-        (answer,) = await self._run_all([("delete", names, [job_id, self._settings.retention_s])])
+        (answer,) = await self._promise([("delete", names, [job_id, self._settings.retention_s])])
         if answer and ref and self._archive is not None:
             with suppress(ObjectsUnavailable):  # then it is an orphan, which is swept
                 await self._archive.forget(job_id, ObjectRef.parse(ref))
