@@ -38,8 +38,9 @@ class StoreSettings(BaseSettings):
     store_timeout_s: float = Field(1.5, ge=0.05, le=30)
     """Longest wait for one reply of the store."""
     store_acks: int = Field(0, ge=0, le=8)
-    """Replicas of the store that must have a new job before its 202, and a result before its delivery is acked; while
-    they are away, calls get 503. 0 waits for none, and a failover may lose what was accepted just before it.
+    """Replicas of the store that must have a new job before its 202, an event before the broker accepts it, and a
+    result before its delivery is acked; while they are away, calls get 503. 0 waits for none, and a failover may lose
+    what was accepted just before it.
     """
     lease_s: float = Field(30.0, ge=0.5, le=3600)
     """How long a predictor keeps a job without renewing its lease; leases are renewed at a third of it."""
