@@ -205,7 +205,8 @@ class RedisStore:
     async def is_gone(self, job_id: JobId) -> bool:
         write = ("SET", f"{keys.PREFIX}:ping", "1", "EX", 60)
         async with failures_named():
-            _, found = await send(self._promises, [write, ("EXISTS", keys.job(job_id))])
+            # A deleted job has a record still, without a state, for as long as its identity stays taken.
+            _, found = await send(self._promises, [write, ("HEXISTS", keys.job(job_id), "state")])
         return not found
 
     async def acquire(

@@ -22,6 +22,14 @@ async def test_a_job_is_gone_or_not(rig: Rig) -> None:
     assert await rig.store.is_gone(new_job("other").id)
 
 
+async def test_a_deleted_job_is_gone_while_its_identity_is_still_taken(rig: Rig) -> None:
+    await rig.store.submit(new_job())
+    await rig.store.cancel(new_job().id)
+    assert await rig.store.delete(new_job().id)
+
+    assert await rig.store.is_gone(new_job().id)
+
+
 async def test_a_server_that_became_a_replica_can_not_say_that_a_job_is_gone(redis: Redis) -> None:
     store = RedisStore(redis)
     await redis.execute_command("REPLICAOF", "127.0.0.1", "1")
