@@ -8,9 +8,15 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NAMED = re.compile(
-    r"`((?:api|eventing|predictor|knative|torpor|tests)/[\w./-]+\.(?:py|lua))(?::([\w.]+))?`"
+    r"`((?:api|eventing|predictor|knative|steps|torpor|tests|bench|scripts)"
+    r"/[\w./-]+\.(?:py|lua|sh))(?::([\w.]+))?`"
 )
-PAGES = ["docs/architecture.md", "docs/reference/redis.md", "CONTRIBUTING.md", "docs/predictor.md"]
+PAGES = sorted(
+    str(page.relative_to(ROOT))
+    for page in [*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md"), ROOT / "bench" / "README.md"]
+    if page.name != "CHANGELOG.md"
+)
+ROW = re.compile(r"^\| \[(\d{4})\]\((\S+)\) \| (.+?) \|", re.MULTILINE)
 
 
 def defines(path: Path, name: str) -> bool:
@@ -35,6 +41,21 @@ def test_every_file_and_name_on_the_page_exists(page: str) -> None:
     ]
 
     assert gone == []
+
+
+def test_the_index_of_decisions_lists_each_once_in_order_under_its_own_title() -> None:
+    folder = ROOT / "docs" / "adr"
+    titles = {
+        page.name: page.read_text(encoding="utf-8").partition("\n")[0]
+        for page in sorted(folder.glob("[0-9]*.md"))
+    }
+
+    listed = {
+        name: f"# {number}: {title}"
+        for number, name, title in ROW.findall((folder / "README.md").read_text(encoding="utf-8"))
+    }
+
+    assert list(listed.items()) == list(titles.items())
 
 
 def test_one_job_is_followed_in_at_most_twelve_hops() -> None:
