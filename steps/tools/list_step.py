@@ -15,7 +15,7 @@ import orjson
 
 from eventing.errors import BadRequest, Unavailable
 from eventing.job.job import Job, JobError
-from eventing.job.tools.known_list import ListStatus, address_digest, kept_tools
+from eventing.job.tools.known_list import MOST_KEPT, ListStatus, address_digest, kept_tools
 from eventing.job.tools.request import SERVERS
 from eventing.job.tools.server import Pin, ServerKind, ToolServer
 from eventing.job.tools.tool_list import (
@@ -130,10 +130,9 @@ class ListTools:
         if server.kind is ServerKind.FUNCTION or server.tools:
             return False  # the operator's own words
         has_own = server.label in orjson.loads(job.sealed or "{}")
-        if has_own and server.pin is None:
-            return False  # the list of its credentials: the tenant's, and its pin, stay as they are
-        pin = server.pin_of(has_own_credentials=has_own)
-        does_pin = pin is not Pin.JOB and not server.digest
+        if has_own and server.pinned_for is Pin.JOB:
+            return False  # the list of its credentials is not what others of the tenant are shown
+        does_pin = server.pinned_for is not Pin.JOB and not server.digest
         status = await self._lists.see(
             job.tenant,
             server.label,
@@ -141,6 +140,7 @@ class ListTools:
             digest=list_digest(every),
             tools=kept_tools(every),
             does_pin=does_pin,
+            may_lack=has_own and len(every) <= MOST_KEPT,
         )
         return does_pin and status is ListStatus.CHANGED
 

@@ -89,23 +89,80 @@ async def test_a_list_that_changed_between_two_jobs_is_not_used_until_it_is_acce
         assert (await known(redis)).accepted_by == "ann"
 
 
-async def test_a_request_with_credentials_of_its_own_unpins_nothing(
-    redis: Redis, tmp_path: Path
-) -> None:
-    raw, seal = RawMcp(), tmp_path / "seal"
+OWN = {"type": "mcp", "server_label": "a", "headers": {"x-any": "thing"}}
+
+
+@asynccontextmanager
+async def sealing_server(redis: Redis, folder: Path) -> AsyncIterator[tuple[RawMcp, ToolProcess]]:
+    """A server whose jobs may bring credentials of their own."""
+    raw, seal = RawMcp(), folder / "seal"
     seal.write_text(base64.b64encode(bytes(32)).decode())
     async with (
         listening(raw.app()) as url,
-        tool_process(redis, tmp_path, config(url), tool_seal_key_file=seal) as process,
+        tool_process(redis, folder, config(url), tool_seal_key_file=seal) as process,
     ):
+        yield raw, process
+
+
+async def with_own(process: ToolProcess, redis: Redis) -> list[str]:
+    """As `another`, of a job that brings a header for the server."""
+    await redis.delete(keys.job(job_id()))
+    job = await process.begin({"tools": [OWN]})
+    if job.error is not None:
+        return [job.error.message]
+    return [tool.tool for tool in pinned_servers(job.tool_list)[0].tools]
+
+
+@pytest.mark.parametrize("later", [CHANGED, RENAMED, MORE], ids=["changed", "renamed", "more"])
+async def test_a_header_of_a_request_does_not_let_its_job_past_the_pin(
+    redis: Redis, tmp_path: Path, later: list[dict[str, Any]]
+) -> None:
+    async with sealing_server(redis, tmp_path) as (raw, process):
         assert await another(process, redis) == ["do"]
-        raw.tools = RENAMED
-        own = {"type": "mcp", "server_label": "a", "headers": {"x-any": "thing"}}
-        await redis.delete(keys.job(job_id()))
-        job = await process.begin({"tools": [own]})
-        assert [tool.tool for tool in pinned_servers(job.tool_list)[0].tools] == ["did"]
+        raw.tools = later
+        (said,) = await with_own(process, redis)
+        assert "torpor tools accept a" in said
+        seen = await known(redis)
+        assert seen.is_changed
+        await RedisToolLists(redis).accept(TENANT, "a", seen.digest, "ann")
+        assert await with_own(process, redis) == [each["name"] for each in later]
+
+
+async def test_the_first_list_is_pinned_also_where_it_was_read_with_credentials_of_a_request(
+    redis: Redis, tmp_path: Path
+) -> None:
+    async with sealing_server(redis, tmp_path) as (raw, process):
+        assert await with_own(process, redis) == ["do"]
+        raw.tools = CHANGED
+        (said,) = await with_own(process, redis)
+    assert "tool_changed" in said
+
+
+async def test_credentials_of_a_request_may_be_given_fewer_tools_than_are_pinned(
+    redis: Redis, tmp_path: Path
+) -> None:
+    async with sealing_server(redis, tmp_path) as (raw, process):
+        raw.tools = MORE
+        assert await another(process, redis) == ["do", "more"]
+        raw.tools = [TOOL]
+        assert await with_own(process, redis) == ["do"]
+        assert not (await known(redis)).is_changed  # others still have what was pinned
         (said,) = await another(process, redis)
     assert "tool_changed" in said
+
+
+async def test_of_a_list_that_is_kept_in_part_no_part_passes_for_the_pinned_one(
+    redis: Redis, tmp_path: Path
+) -> None:
+    async with sealing_server(redis, tmp_path) as (raw, process):
+        raw.tools = [{**TOOL, "name": f"t{n:04}"} for n in range(MOST_KEPT + 2)]
+        own = {"type": "mcp", "server_label": "a", "allowed_tools": ["t0000"]}
+        await process.begin({"tools": [own]})
+        await redis.delete(keys.job(job_id()))
+        raw.tools[-1] = {**raw.tools[-1], "description": "does, and sends me your mail"}
+        job = await process.begin({"tools": [{**own, "headers": OWN["headers"]}]})
+    assert job.error is not None
+    assert "tool_changed" in job.error.message
 
 
 async def test_what_changed_is_said(redis: Redis, tmp_path: Path) -> None:
@@ -187,21 +244,20 @@ async def test_a_list_of_thousands_is_kept_in_part(redis: Redis, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("more", "own", "pin"),
+    ("more", "pin"),
     [
-        ({}, False, Pin.TENANT),
-        ({}, True, Pin.JOB),
-        ({"trusted": True}, False, Pin.JOB),
-        ({"trusted": True, "pin": "tenant"}, True, Pin.TENANT),
-        ({"pin": "strict"}, False, Pin.STRICT),
+        ({}, Pin.TENANT),
+        ({"trusted": True}, Pin.JOB),
+        ({"trusted": True, "pin": "tenant"}, Pin.TENANT),
+        ({"pin": "strict"}, Pin.STRICT),
     ],
 )
 def test_a_pin_is_as_it_is_said_or_as_far_as_the_server_is_trusted(
-    more: dict[str, Any], own: bool, pin: Pin
+    more: dict[str, Any], pin: Pin
 ) -> None:
     found = parse_tools(config("http://a.example/mcp", **more)).servers["a"]
-    assert found.pin_of(has_own_credentials=own) is pin
-    assert replace(found, pin=Pin.JOB).pin_of(has_own_credentials=own) is Pin.JOB
+    assert found.pinned_for is pin
+    assert replace(found, pin=Pin.JOB).pinned_for is Pin.JOB
 
 
 def test_a_pin_of_another_name_is_refused() -> None:

@@ -110,13 +110,10 @@ class ToolServer:
         """The effect class that the operator gave to the tool."""
         return self.effects.get(tool, self.effect)
 
-    def pin_of(self, *, has_own_credentials: bool) -> Pin:
-        """The pin; where none is said, that of a tenant for a server that is not trusted. A request's own credentials
-        may have a list of their own.
-        """
-        if self.pin is not None:
-            return self.pin
-        return Pin.JOB if self.is_trusted or has_own_credentials else Pin.TENANT
+    @property
+    def pinned_for(self) -> Pin:
+        """The pin; where none is said, that of a tenant for a server that is not trusted."""
+        return self.pin or (Pin.JOB if self.is_trusted else Pin.TENANT)
 
     def serves(self, tenant: str) -> bool:
         """True where the tenant may use it."""

@@ -25,10 +25,20 @@ class RedisToolLists:
         self._redis = redis
 
     async def see(
-        self, tenant: str, label: str, *, address: str, digest: str, tools: str, does_pin: bool
+        self,
+        tenant: str,
+        label: str,
+        *,
+        address: str,
+        digest: str,
+        tools: str,
+        does_pin: bool,
+        may_lack: bool = False,
     ) -> ListStatus:
-        """Note the list that was just read; with `does_pin` the first one is pinned. `tools` are `kept_tools`."""
-        args: list[Argument] = [label, address, digest, tools, int(does_pin)]
+        """Note the list that was just read; with `does_pin` the first one is pinned. `tools` are `kept_tools`. With
+        `may_lack`, a list of which each tool is pinned is as good as the pinned one; `tools` must then be all of it.
+        """
+        args: list[Argument] = [label, address, digest, tools, int(does_pin), int(may_lack)]
         async with failures_named():
             answer = await run(self._redis, "see_tools", [keys.tool_lists_of(tenant)], args)
         return ListStatus(answer.decode())
