@@ -148,6 +148,12 @@ def _answers() -> tuple[Alert, ...]:
             "0m",
             "Calls of a tool may have happened, and wait for a person's decision.",
         ),
+        _ticket(
+            "TorporToolsChanged",
+            "sum by (server) (increase(torpor_tool_list_changes_total[15m])) > 0",
+            "0m",
+            "A tool server is not used: its tools are not those that were pinned. A person must look at them.",
+        ),
     )
 
 

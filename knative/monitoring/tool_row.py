@@ -42,6 +42,17 @@ TOOLS: Final[Row] = (
             "Calls that may have happened, and are not sent again before a person has decided.",
         ),
         Panel(
+            "Refusals an hour since tools changed",
+            "short",
+            (
+                (
+                    "sum by (server, seen) (increase(torpor_tool_list_changes_total[1h]))",
+                    "{{server}} at a {{seen}}",
+                ),
+            ),
+            "Of servers whose tools are not those that were pinned; torpor tools list says what changed.",
+        ),
+        Panel(
             "Turns an hour, by what stopped a loop",
             "short",
             (

@@ -242,6 +242,7 @@ class Caller:
         except NotSent as error:
             return self._not_sent(call, str(error))
         except Refused as error:
+            metrics.count_change(error.reason, _label(server), metrics.AT_CALL)
             text = f"The call was not run: {error}."
             return CallEnd(state=CallState.NOT_RUN, output=text, is_error=True, reason=error.reason)
         except InDoubt as error:

@@ -17,7 +17,7 @@ from eventing.errors import BadRequest, Unavailable
 from eventing.job.job import Job, JobError
 from eventing.job.tools.known_list import MOST_KEPT, ListStatus, address_digest, kept_tools
 from eventing.job.tools.request import SERVERS
-from eventing.job.tools.server import Pin, ServerKind, ToolServer
+from eventing.job.tools.server import URLS, Pin, ServerKind, ToolServer
 from eventing.job.tools.tool_list import (
     PinnedServer,
     PinnedTool,
@@ -27,6 +27,7 @@ from eventing.job.tools.tool_list import (
 )
 from eventing.store.steps.redis_tool_lists import RedisToolLists
 from steps.handler import Continue, Refuse, SetAside, StepCall, StepOutcome, wrong_setting
+from steps.tools import metrics
 from steps.tools.client.answer import NotSent, Refused, Target
 from steps.tools.client.clients import Clients
 from steps.tools.listing import (
@@ -114,16 +115,15 @@ class ListTools:
         server = self._targets.configured(job, label)
         every = every_tool(label, definitions, server)
         if server is not None and await self._has_changed(job, server, every):
-            changed = f"tool_changed: its tools are not those that were pinned; torpor tools accept {label}"
-            return PinnedServer(server_label=label, error=changed, mark=mark)
-        return pinned_server(
-            label,
-            every,
-            server,
-            asked_of(job).get(label),
-            origin=target.origin,
-            mark=mark,
-        )
+            words = f"its tools are not those that were pinned; torpor tools accept {label}"
+            pinned = PinnedServer(
+                server_label=label, error=f"{metrics.TOOL_CHANGED}: {words}", mark=mark
+            )
+        else:
+            asked = asked_of(job).get(label)
+            pinned = pinned_server(label, every, server, asked, origin=target.origin, mark=mark)
+        metrics.count_change(pinned.error, server.label if server else URLS, metrics.AT_JOB)
+        return pinned
 
     async def _has_changed(self, job: Job, server: ToolServer, every: Sequence[PinnedTool]) -> bool:
         """True where the tenant's jobs may not use this list. Notes it: it is what the api shows."""

@@ -26,6 +26,7 @@ from eventing.job.tools.tool_list import (
     model_name,
 )
 from steps.tools.built_in import READ_TOOL
+from steps.tools.metrics import TOOL_CHANGED
 
 _DESCRIPTION_CHARS: Final = 4096
 _LONGEST_TOOL: Final = 128
@@ -54,7 +55,8 @@ def pinned_server(
     """A server with those of its tools that the request wants."""
     digest = list_digest(every)
     if server is not None and server.digest not in ("", digest):
-        error = f"tool_changed: its list has the digest {digest}, and tools.yaml has another"
+        words = f"its list has the digest {digest}, and tools.yaml has another"
+        error = f"{TOOL_CHANGED}: {words}"
         return PinnedServer(server_label=label, digest=digest, error=error, mark=mark)
     wanted = [
         tool

@@ -12,6 +12,7 @@ from steps.settings import StepsSettings
 from steps.tools.caller import Caller, CallerDeps
 from steps.tools.client.clients import Clients
 from steps.tools.list_step import ListTools
+from steps.tools.metrics import begin_series
 from steps.tools.results import ToolResults
 from steps.tools.step import Tools
 from steps.tools.targets import Credentials, Targets
@@ -35,6 +36,7 @@ def make_tools(
     clock: Clock,
 ) -> ToolParts:
     """The parts for tool calls of a process; store, lists and route belong to the caller."""
+    begin_series(settings.tools.servers.values())
     credentials = Credentials(folder=settings.tool_credentials_dir, keys=settings.sealing_keys)
     targets, clients = Targets(settings.tools, credentials), Clients(clock)
     results = ToolResults(tool_results(settings.files_url))

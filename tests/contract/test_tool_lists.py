@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 from redis.asyncio import Redis
 
 from api.view.items.approval import server_view
@@ -263,3 +264,40 @@ def test_a_pin_is_as_it_is_said_or_as_far_as_the_server_is_trusted(
 def test_a_pin_of_another_name_is_refused() -> None:
     with pytest.raises(BadRequest, match=r"servers\.a\.pin must be one of job, tenant, strict"):
         parse_tools(config("http://a.example/mcp", pin="always"))
+
+
+def _changes(seen: str) -> float:
+    found = REGISTRY.get_sample_value(
+        "torpor_tool_list_changes_total", {"server": "a", "seen": seen}
+    )
+    assert found is not None, "its series begins with the process"
+    return found
+
+
+async def test_a_job_that_finds_another_list_is_counted(redis: Redis, tmp_path: Path) -> None:
+    async with server(redis, tmp_path) as (raw, process):
+        before = _changes("job")
+        await another(process, redis)
+        assert _changes("job") == before
+        raw.tools = CHANGED
+        await another(process, redis)
+    assert _changes("job") == before + 1
+
+
+async def test_a_list_without_the_digest_of_the_operator_is_counted(
+    redis: Redis, tmp_path: Path
+) -> None:
+    async with server(redis, tmp_path, digest="0" * 64) as (_, process):
+        before = _changes("job")
+        await another(process, redis)
+    assert _changes("job") == before + 1
+
+
+async def test_a_call_of_a_tool_that_changed_is_counted(redis: Redis, tmp_path: Path) -> None:
+    async with server(redis, tmp_path, effect="read") as (raw, process):
+        before = _changes("call")
+        await process.begin({}, {**BOUND})
+        raw.tools = CHANGED
+        await process.generate(("a__do", {"n": 1}))
+        assert await process.deliver("tool-a") == [200]
+    assert _changes("call") == before + 1

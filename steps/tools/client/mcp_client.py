@@ -45,8 +45,8 @@ from steps.tools.client.mcp_forms import (
     task_answer,
 )
 from steps.tools.client.mcp_session import Session, Sessions, trim
+from steps.tools.metrics import TOOL_CHANGED
 
-TOOL_CHANGED: Final = "tool_changed"
 KEY_META: Final = "dev.torpor/idempotencyKey"
 """The idempotency key in `_meta`: the protocol has none of its own."""
 KEY_HEADER: Final = "idempotency-key"

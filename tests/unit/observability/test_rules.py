@@ -121,6 +121,11 @@ CASES: dict[str, tuple[dict[str, str], str, dict[str, str]]] = {
         "10m",
         {'torpor_tool_calls_total{server="mail",effect="once",outcome="returned"}': "0+1x40"},
     ),
+    "TorporToolsChanged": (
+        {'torpor_tool_list_changes_total{server="mail",seen="job"}': "0x5 1x20"},
+        "10m",
+        {'torpor_tool_list_changes_total{server="mail",seen="job"}': "3x40"},
+    ),
     "TorporWaste": (
         {BUSY: "0+60x200", KEPT: "0+30x200"},
         "150m",
