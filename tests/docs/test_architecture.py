@@ -58,6 +58,16 @@ def test_the_index_of_decisions_lists_each_once_in_order_under_its_own_title() -
     assert list(listed.items()) == list(titles.items())
 
 
+def test_the_start_page_leads_to_every_page_but_single_decisions_and_run_books() -> None:
+    docs = ROOT / "docs"
+    pages = {str(page.relative_to(docs)) for page in docs.rglob("*.md")}
+    single = {page for page in pages if page.startswith(("adr/0", "runbooks/"))}
+
+    linked = set(re.findall(r"\]\(([^)#]+)", (docs / "index.md").read_text(encoding="utf-8")))
+
+    assert pages - single - linked == {"index.md"}
+
+
 def test_one_job_is_followed_in_at_most_twelve_hops() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     walk = page.partition("## One job")[2].partition("\n## ")[0]

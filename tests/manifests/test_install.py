@@ -97,8 +97,6 @@ def is_found_at_its_host(resources: Resources) -> Iterator[str]:
             yield "no certificate"
         if r["metadata"]["annotations"].get("nginx.ingress.kubernetes.io/ssl-redirect") != "true":
             yield "keys in plain text"
-    if settings(resources)["TORPOR_PUBLIC_URL"] != f"https://{host}":
-        yield "another public URL"
 
 
 def settings(resources: Resources) -> dict[str, str]:
@@ -175,7 +173,6 @@ BREAKS = [
     (is_found_at_its_host, INGRESS, "spec>rules>0>http>paths>0>path", "/v1", "only"),
     (is_found_at_its_host, INGRESS, "spec>rules>0>http>paths>0>pathType", "Exact", "only"),
     (is_found_at_its_host, INGRESS, "spec>tls>0>hosts>0", "www.example.com", "no certificate"),
-    (is_found_at_its_host, SETTINGS, "data>TORPOR_PUBLIC_URL", "http://torpor.example.com", "another public URL"),
     (follows_from_one_number, SETTINGS, "data>TORPOR_MAX_JOB_SECONDS", "600", "MAX_JOB_SECONDS 600"),
     (follows_from_one_number, SETTINGS, "data>TORPOR_LEASE_S", "300", "LEASE_S 300"),
     (follows_from_one_number, SETTINGS, "data>TORPOR_DRAIN_GRACE_S", "60", "DRAIN_GRACE_S 60"),

@@ -248,8 +248,8 @@ BREAKS = [
     ("serverless-kafka", "broker-kafka-broker", "ingress>0>ports>0>port", 80, "torpor-broker does not let knative-eventing in at 8081"),
     ("serverless+oidc", "eventing-tls-api", "egress>0>ports>0>port", 443, "torpor-api is not let out to knative-eventing at 8443"),
     ("serverless", "serverless-predictor", "ingress>1", None, "thinker does not let kourier-system in at 8012"),
-    ("serverless+api-knative", "api-knative-api", "ingress>0", None, "torpor-door does not let kourier-system in at 8012"),
-    ("serverless+api-knative", "api-knative-api", "ingress>1", None, "torpor-door does not let knative-serving in at 8012"),
+    ("serverless+api-knative", "api-knative-api", "ingress>0", None, "torpor-api-public does not let kourier-system in at 8012"),
+    ("serverless+api-knative", "api-knative-api", "ingress>1", None, "torpor-api-public does not let knative-serving in at 8012"),
 ]  # fmt: skip
 
 

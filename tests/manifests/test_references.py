@@ -226,8 +226,8 @@ def test_the_doctor_knows_a_name_when_it_sees_one(
 
 
 BREAKS = [
-    ("Deployment/torpor-api", "spec>template>spec>serviceAccountName", "torpor-door", "ServiceAccount"),
-    ("Deployment/torpor-api", "spec>template>metadata>labels>app.kubernetes.io/component", "door", "no pod"),
+    ("Deployment/torpor-api", "spec>template>spec>serviceAccountName", "torpor-nobody", "ServiceAccount"),
+    ("Deployment/torpor-api", "spec>template>metadata>labels>app.kubernetes.io/component", "none", "no pod"),
     ("Deployment/torpor-api", "spec>template>spec>containers>0>ports>0>name", "web", "no port http"),
     ("StatefulSet/torpor-redis", "spec>template>spec>containers>0>ports>0>name", "tcp", "no port redis"),
     ("Service/torpor-broker", "spec>ports>0>port", 8082, "nobody answers at torpor-broker:8081"),

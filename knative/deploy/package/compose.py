@@ -95,7 +95,6 @@ def _api(objects: Sequence[Resource], settings: Mapping[str, str], values: Value
     service = _service(box, settings)
     service["environment"] |= {
         "TORPOR_KEYS_SOURCE": because("redis", "docker compose exec api torpor keys create NAME"),
-        "TORPOR_PUBLIC_URL": "http://127.0.0.1:8000",
     }
     volumes = ["files:/var/lib/torpor", *_seal(values)]
     more = {"ports": ["127.0.0.1:8000:8000"], "volumes": volumes}

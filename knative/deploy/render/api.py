@@ -194,7 +194,7 @@ def knative_service(values: Values, times: Timeouts) -> Resource:
     return {
         "apiVersion": "serving.knative.dev/v1",
         "kind": "Service",
-        "metadata": parts.metadata(parts.DOOR, "api", values),
+        "metadata": parts.metadata(parts.API_PUBLIC, "api", values),
         "spec": {
             "template": {
                 "metadata": parts.pod_metadata("api", **annotations),

@@ -14,7 +14,7 @@ from knative.deploy.timeouts import Timeouts
 from knative.deploy.values import ModelValues, Values
 
 API = "torpor-api"
-DOOR = "torpor-door"  # the Knative Service; its own name, since Knative makes a Service of it
+API_PUBLIC = "torpor-api-public"  # the Knative Service: Knative makes a Service of its name
 BROKER = "torpor-broker"  # our ingress in the queue topology
 REDIS = "torpor-redis"
 STORE = "torpor-store"  # the Service that clients of Redis use
@@ -257,7 +257,6 @@ def settings(values: Values, times: Timeouts) -> Resource:
             model_cards(values),
             "What the api accepts in `model`; all else is refused when it is submitted.",
         ),
-        "TORPOR_PUBLIC_URL": f"https://{values.host}",
         "TORPOR_MAX_JOB_SECONDS": because(str(times.job), "The one number."),
         "TORPOR_COLD_START_SECONDS": str(values.cold_start_seconds),
         "TORPOR_LEASE_S": str(times.lease),

@@ -31,7 +31,9 @@ async def the_job(rig: Rig) -> str:
     return rig.broker.events[0].subject
 
 
-async def test_a_chat_completion(client: AsyncOpenAI, engine: FakeEngine) -> None:
+async def test_a_chat_completion_is_answered_through_the_queue(
+    client: AsyncOpenAI, engine: FakeEngine
+) -> None:
     answer = await client.chat.completions.create(model="m", messages=MESSAGES)
 
     assert answer.choices[0].message.content == engine.answer
@@ -83,19 +85,23 @@ async def test_the_stream_helper_of_the_client_assembles_the_answer(
     assert final.choices[0].message.content == engine.answer
 
 
-async def test_a_completion(client: AsyncOpenAI, engine: FakeEngine) -> None:
+async def test_a_completion_is_answered_through_the_queue(
+    client: AsyncOpenAI, engine: FakeEngine
+) -> None:
     answer = await client.completions.create(model="m", prompt="Once")
 
     assert answer.choices[0].text == engine.answer
 
 
-async def test_a_streamed_completion(client: AsyncOpenAI, engine: FakeEngine) -> None:
+async def test_the_pieces_of_a_streamed_completion_are_the_answer(
+    client: AsyncOpenAI, engine: FakeEngine
+) -> None:
     stream = await client.completions.create(model="m", prompt="Once", stream=True)
 
     assert "".join([chunk.choices[0].text async for chunk in stream]) == engine.answer
 
 
-async def test_embeddings(client: AsyncOpenAI, engine: FakeEngine) -> None:
+async def test_embeddings_come_one_for_each_input(client: AsyncOpenAI, engine: FakeEngine) -> None:
     answer = await client.embeddings.create(model="m", input=["a", "b"], encoding_format="float")
 
     assert [item.embedding for item in answer.data] == [[0.5, 0.25], [0.5, 0.25]]

@@ -67,7 +67,7 @@ def shown(*command: str | Path, cwd: Path = HERE) -> str:
     return done.stdout
 
 
-def test_openai_node(stack: LocalStack, node: Path) -> None:
+def test_openai_for_node_understands_every_answer(stack: LocalStack, node: Path) -> None:
     secret, body = new_secret(), '{"id": "evt_1", "type": "response.completed", "data": {}}'
     headers = signed_headers("evt_1", body.encode(), (secret,), time.time())
     words = [stack.addresses["api"], MODEL, secret, body, json.dumps(dict(headers))]
@@ -78,7 +78,7 @@ def test_openai_node(stack: LocalStack, node: Path) -> None:
     assert told["text"]
 
 
-def test_openai_node_on_a_loop_with_an_approval(
+def test_openai_for_node_goes_through_a_loop_with_an_approval(
     node: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     with tool_stack(tmp_path_factory.mktemp("tools")) as made:
@@ -87,7 +87,7 @@ def test_openai_node_on_a_loop_with_an_approval(
     assert told == {"text": "Paid.", "status": "completed"}
 
 
-def test_cloudevents_for_javascript(stack: LocalStack, node: Path) -> None:
+def test_the_cloudevents_sdk_for_javascript_is_understood(stack: LocalStack, node: Path) -> None:
     words = [stack.addresses["api"], f"{stack.addresses['broker']}/", MODEL]
 
     assert len(json.loads(shown("node", "cloudevents.mjs", *words, cwd=node))) == 4
@@ -95,7 +95,9 @@ def test_cloudevents_for_javascript(stack: LocalStack, node: Path) -> None:
 
 @pytest.mark.parametrize("convert", [to_binary, to_structured])
 @pytest.mark.parametrize("place", ["broker", "api"])
-def test_cloudevents_for_python(stack: LocalStack, convert: object, place: str) -> None:
+def test_the_cloudevents_sdk_for_python_is_understood(
+    stack: LocalStack, convert: object, place: str
+) -> None:
     attributes = {
         "type": "dev.torpor.inference.requested.v1",
         "source": "/shop",
@@ -118,7 +120,9 @@ def test_cloudevents_for_python(stack: LocalStack, convert: object, place: str) 
 
 
 @pytest.mark.skipif(shutil.which("javac") is None, reason="a JDK is not installed")
-def test_the_http_client_of_java(stack: LocalStack, predictor: PredictorProcess) -> None:
+def test_the_http_client_of_java_understands_every_answer(
+    stack: LocalStack, predictor: PredictorProcess
+) -> None:
     words = [stack.addresses["api"], f"{stack.addresses['broker']}/", predictor.url, MODEL]
 
     told = shown("java", "HttpClientCheck.java", *words).splitlines()
@@ -132,7 +136,7 @@ def test_the_http_client_of_java(stack: LocalStack, predictor: PredictorProcess)
 
 @pytest.mark.parametrize("version", ["--http1.0", "--http1.1", "--http2"])
 @pytest.mark.parametrize("extra", [[], ["--compressed"], ["-H", "Expect: 100-continue"]])
-def test_curl(
+def test_curl_understands_every_answer(
     stack: LocalStack, predictor: PredictorProcess, version: str, extra: list[str]
 ) -> None:
     if version == "--http2" and "HTTP2" not in shown("curl", "--version"):

@@ -115,7 +115,7 @@ async def test_the_job_of_the_first_secrets_is_not_run_again(
     again = await run("deploy", overlay, "--yes", "--no-wait")
     assert "nothing to do" in said(again)
 
-    more = changed(overlay, tmp_path, "TORPOR_PUBLIC_URL: https://", "TORPOR_PUBLIC_URL: http://")
+    more = changed(overlay, tmp_path, "GPUS_PER_REPLICA: '1'", "GPUS_PER_REPLICA: '2'")
     result = await run("deploy", more, "--yes", "--no-wait")
     assert result.exit_code == 0, said(result)
     assert bool(server.names("Job")) is is_there

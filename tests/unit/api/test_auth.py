@@ -126,7 +126,7 @@ class TestWithoutKeys:
         with pytest.raises(Unauthorized):
             await self.OPEN.principal_of(calling(token, "/internal/events"))
 
-    async def test_the_broker_may(self) -> None:
+    async def test_the_broker_may_write_results(self) -> None:
         principal = await self.OPEN.principal_of(calling(BROKER, "/internal/events"))
 
         assert Scope.RESULTS_WRITE in principal.scopes

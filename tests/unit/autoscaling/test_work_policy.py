@@ -113,7 +113,7 @@ def test_only_the_last_replica_lingers() -> None:
     assert replicas == 1
 
 
-def test_the_bounds_hold() -> None:
+def test_replicas_stay_between_the_bounds() -> None:
     bounded = replace(SPEC, min_replicas=1, max_replicas=2)
     assert asked(NOTHING, bounded) == 1
     assert asked(waiting(10_000, oldest_s=50), bounded) == 2

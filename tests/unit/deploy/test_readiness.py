@@ -72,7 +72,7 @@ UP = {"replicas": 2, "updatedReplicas": 2, "availableReplicas": 2}
         ),
     ],
 )
-def test_readiness(state: dict[str, Any] | None, reason: str) -> None:
+def test_an_object_is_ready_or_says_why_not(state: dict[str, Any] | None, reason: str) -> None:
     found = readiness(state)
 
     assert found.is_ready is (reason == "")

@@ -39,7 +39,7 @@ INVALID = [
 
 class TestWhatNoEventMayHold:
     @pytest.mark.parametrize(("name", "value"), INVALID)
-    def test_in_structured_mode(self, name: str, value: str) -> None:
+    def test_is_refused_in_structured_mode(self, name: str, value: str) -> None:
         envelope = {"specversion": "1.0", "id": "1", "source": "/s", "type": "t", name: value}
 
         with pytest.raises(NotACloudEvent) as refused:
@@ -48,7 +48,7 @@ class TestWhatNoEventMayHold:
         assert refused.value.field == name
 
     @pytest.mark.parametrize(("name", "value"), INVALID)
-    def test_in_binary_mode_percent_encoded(self, name: str, value: str) -> None:
+    def test_is_refused_in_binary_mode_percent_encoded(self, name: str, value: str) -> None:
         with pytest.raises(NotACloudEvent) as refused:
             parse_http(BINARY | {f"ce-{name}": quote(value, safe="/:")}, b"")
 

@@ -37,7 +37,7 @@ RECORD = {
 }
 
 
-def test_a_job() -> None:
+def test_a_job_with_an_unknown_field_is_read() -> None:
     job = parse_job(JOB_ID, RECORD)
 
     assert job is not None
@@ -69,13 +69,15 @@ def test_a_job_that_means_something_else_is_refused_as_newer(more: dict[bytes, b
         ),
     ],
 )
-def test_an_entry_of_a_token_stream(flat: list[bytes], kind: EntryKind) -> None:
+def test_an_entry_of_a_token_stream_with_an_unknown_field_is_read(
+    flat: list[bytes], kind: EntryKind
+) -> None:
     entry = parse_flat_entry(b"1-1", flat)
 
     assert (entry.kind, entry.state) == (kind, None)
 
 
-def test_an_entry_of_a_turn_and_of_a_call_in_it() -> None:
+def test_entries_of_a_turn_and_of_its_calls_with_unknown_fields_are_read() -> None:
     calls = b'[{"place":0,"name":"web__fetch"}]'
     turn = [b"kind", b"turn", b"turn", b"2", b"attempt", b"3", b"index", b"40", b"calls", calls]
     named = {b"kind": b"call", b"turn": b"2", b"place": b"1", b"status": b"returned", b"ms": b"9"}
@@ -94,7 +96,7 @@ def test_a_call_in_a_state_that_is_not_known_has_none() -> None:
     assert (entry.kind, entry.call_state) == (EntryKind.CALL, None)
 
 
-def test_a_result_event() -> None:
+def test_a_result_event_with_an_unknown_field_is_read() -> None:
     job = Job(
         id=JOB_ID,
         state=JobState.FAILED,
@@ -113,7 +115,7 @@ def test_a_result_event() -> None:
     assert ending_of(newer)[1].error == job.error
 
 
-def test_a_batch() -> None:
+def test_a_batch_with_an_unknown_field_is_read() -> None:
     batch = Batch(
         id="batch_1",
         tenant="acme",
@@ -130,7 +132,7 @@ def test_a_batch() -> None:
     assert parse_batch(orjson.dumps(record | MORE)).running == (Running(**running),)  # type: ignore[arg-type]
 
 
-def test_a_webhooks_receiver() -> None:
+def test_a_webhooks_receiver_with_an_unknown_field_is_read() -> None:
     endpoint = Endpoint(id="e", tenant="acme", url="https://a", secrets=(Secret(text="whsec_x"),))
     record = asdict(endpoint) | MORE
     record["secrets"] = [record["secrets"][0] | MORE]
@@ -138,7 +140,7 @@ def test_a_webhooks_receiver() -> None:
     assert webhook_store._endpoint("acme", orjson.dumps(record)) == endpoint
 
 
-def test_a_webhooks_delivery() -> None:
+def test_a_webhooks_delivery_with_an_unknown_field_is_read() -> None:
     tried = {"at_ms": 1, "status": 200, "error": "", "duration_ms": 3}
     row = {name: b"x" for name in (b"tenant", b"endpoint", b"url", b"type", b"subject", b"body")}
     row |= {b"created_ms": b"1", b"state": b"delivered", b"tries": b"1", b"of_tomorrow": b"1"}
@@ -150,7 +152,7 @@ def test_a_webhooks_delivery() -> None:
     assert delivery.log[0].status == 200
 
 
-async def test_a_file_card(tmp_path: Path) -> None:
+async def test_a_file_card_with_an_unknown_field_is_read(tmp_path: Path) -> None:
     files = FileStore(f"file://{tmp_path}")
     card = FileCard(
         id=f"file-{'0' * 24}", tenant="acme", filename="f", purpose="batch", bytes=1, created_at=1
@@ -172,14 +174,14 @@ class OneKey:
         return self._raw
 
 
-async def test_an_api_key_of_the_store_without_the_scopes_that_we_do_not_know() -> None:
+async def test_an_api_key_of_the_store_is_read_without_the_scopes_that_we_do_not_know() -> None:
     key, _ = mint("acme", now_s=1, scopes=["jobs:read"])
     record = asdict(key) | {"scopes": ["jobs:read", "jobs:of_tomorrow"]} | MORE
 
     assert await RedisKeys(OneKey(orjson.dumps(record))).find(key.id) == key  # type: ignore[arg-type]
 
 
-async def test_an_api_key_of_a_file(tmp_path: Path) -> None:
+async def test_an_api_key_of_a_file_with_an_unknown_field_is_read(tmp_path: Path) -> None:
     key, _ = mint("acme", now_s=1)
     path = tmp_path / "keys.json"
     path.write_bytes(orjson.dumps([asdict(key) | MORE]))

@@ -78,9 +78,14 @@ def test_every_change_of_load_is_reported(engine: SeededEngine) -> None:
 
 async def test_idle_comes_with_the_end_of_the_last_one(admission: Admission) -> None:
     with admission.slot():
-        pass
+        waiting = asyncio.ensure_future(admission.wait_idle())
+        with admission.slot():
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        is_idle_too_soon = waiting.done()
 
-    await admission.wait_idle()
+    await waiting
+    assert not is_idle_too_soon
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ _INGRESSES = kind("Ingress", "networking.k8s.io/")
 )
 def api_behind_queue_proxy(view: ResourceView) -> Iterator[Fault]:
     for service in view.knative_services:
-        if service["metadata"]["name"] in (parts.DOOR, parts.API):
+        if service["metadata"]["name"] in (parts.API_PUBLIC, parts.API):
             yield fault(
                 service, "kind", "Knative Service", "a Deployment, or accept cuts", Severity.WARNING
             )
@@ -46,7 +46,7 @@ def api_behind_queue_proxy(view: ResourceView) -> Iterator[Fault]:
 )
 def api_sleeps(view: ResourceView) -> Iterator[Fault]:
     for service in view.knative_services:
-        if service["metadata"]["name"] in (parts.DOOR, parts.API):
+        if service["metadata"]["name"] in (parts.API_PUBLIC, parts.API):
             least = dig(service, "spec.template.metadata.annotations") or {}
             if (number(least.get(f"{_KPA}min-scale")) or 0) < 1:
                 yield fault(service, "min-scale", least.get(f"{_KPA}min-scale"), "at least 1")
