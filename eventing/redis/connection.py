@@ -18,6 +18,7 @@ from redis.exceptions import (
     AuthenticationError,
     ClusterCrossSlotError,
     ConnectionError,
+    NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -30,7 +31,8 @@ from eventing.errors import StoreUnavailable
 from eventing.process.dependency import Dependency
 from eventing.process.store_url import parse_store_url
 from eventing.redis.multiplexed_connection import SharedRedis
-from eventing.redis.sentinel import sentinel_pool
+from eventing.redis.sentinel import SentinelRefusal, sentinel_pool
+from eventing.redis.tls import TlsConnection, tls_failure
 
 _store = Dependency("store", setting="TORPOR_REDIS_URL")
 _REFUSED_WRITE = (
@@ -67,6 +69,8 @@ def connect(url: str, *, timeout_s: float = 1.5, max_connections: int = 64) -> S
         pool = sentinel_pool(where, timeout_s=timeout_s, **options)
     else:
         pool = BlockingConnectionPool.from_url(where.url, **options)
+        if where.is_tls:
+            pool.connection_class = TlsConnection
     shared: SharedRedis = SharedRedis.from_pool(pool)
     return shared
 
@@ -108,9 +112,9 @@ async def store_now_ms(redis: Redis) -> int:
 def _named(error: Exception, of: Dependency) -> StoreUnavailable | None:
     """The error that callers see; None for a bug of ours."""
     it = f"the {of.name}"
+    if refusal := _refusal(error, of):
+        return StoreUnavailable(refusal, 5.0)
     match error:
-        case AuthenticationError():
-            return StoreUnavailable(f"{it} refused our password ({of.setting})", 5.0)
         case AskError() | ClusterCrossSlotError():  # MOVED is an ASK to redis-py
             return StoreUnavailable(f"{it} is a Redis Cluster: give a single primary", 5.0)
         case NoScriptError():  # loaded a moment ago, on the server before this one
@@ -130,6 +134,23 @@ def _named(error: Exception, of: Dependency) -> StoreUnavailable | None:
             # greeting; asyncio's own loop says OSError. Unnamed, it ended the broker (F17).
             is_closed = _CLOSED_BY_UVLOOP in str(error)
             return StoreUnavailable(f"{it} does not answer") if is_closed else None
+
+
+def _refusal(error: Exception, of: Dependency) -> str | None:
+    """What is wrong with our address, or with our rights; None for another error."""
+    it = "a sentinel" if isinstance(error, SentinelRefusal) else f"the {of.name}"
+    if failure := tls_failure(error):
+        return f"{it}'s {failure} ({of.setting})"
+    match error:
+        case SentinelRefusal():
+            login = "sentinel_username and sentinel_password"
+            return f"{it} of the {of.name} refused our password ({of.setting}, {login})"
+        case AuthenticationError():
+            return f"{it} refused our password ({of.setting})"
+        case NoPermissionError():
+            return f"{it} says «{error}» ({of.setting})"
+        case _:
+            return None
 
 
 def _is_refused_write(error: ResponseError) -> bool:

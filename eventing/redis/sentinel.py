@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from redis.asyncio import BlockingConnectionPool
-from redis.asyncio.connection import SSLConnection, parse_url
+from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import (
     MasterNotFoundError,
@@ -30,9 +30,14 @@ from redis.exceptions import (
 
 from eventing.process.store_url import StoreUrl
 from eventing.redis.multiplexed_connection import SharedRedis
+from eventing.redis.tls import TlsConnection, tls_failure
 
 _SHARE: Final = 1 / 3
 """Of the time to connect, what the sentinels may take to answer."""
+
+
+class SentinelRefusal(ConnectionError):  # type: ignore[misc]  # redis is untyped to us
+    """No sentinel named a primary, and one of them refused our password, or its certificate was refused."""
 
 
 class _Sentinels(Sentinel):  # type: ignore[misc]  # redis is untyped to us
@@ -44,19 +49,22 @@ class _Sentinels(Sentinel):  # type: ignore[misc]  # redis is untyped to us
         self.sentinels = [
             SharedRedis(host=host, port=port, **options) for host, port in where.sentinels
         ]
+        if where.is_tls:
+            for each in self.sentinels:
+                each.connection_pool.connection_class = TlsConnection
 
     async def discover_master(self, service_name: str) -> tuple[str, int]:
         asked = [asyncio.ensure_future(each.sentinel_masters()) for each in self.sentinels]
         found: list[Mapping[str, Any]] = []
-        refusal: AuthenticationError | None = None
+        refusal: Exception | None = None
         try:
             for answer in asyncio.as_completed(asked):
                 try:
                     state = (await answer).get(service_name)
-                except AuthenticationError as error:
-                    refusal = error
-                except (RedisError, OSError):
-                    continue
+                except (RedisError, OSError) as error:
+                    is_login = isinstance(error, AuthenticationError | NoPermissionError)
+                    if is_login or tls_failure(error):
+                        refusal = error
                 else:
                     if state and self.check_master_state(state, service_name):
                         found.append(state)
@@ -66,8 +74,10 @@ class _Sentinels(Sentinel):  # type: ignore[misc]  # redis is untyped to us
             for each in asked:
                 each.cancel()
             await asyncio.gather(*asked, return_exceptions=True)
+        if not found and refusal is not None:
+            raise SentinelRefusal("a sentinel refused us") from refusal
         if not found:
-            raise refusal or MasterNotFoundError(f"no sentinel names a primary of {service_name}")
+            raise MasterNotFoundError(f"no sentinel names a primary of {service_name}")
         newest = max(found, key=lambda state: int(state["config-epoch"]))
         return newest["ip"], newest["port"]
 
@@ -85,7 +95,7 @@ class _PrimaryConnection(SentinelManagedConnection):  # type: ignore[misc]
                 raise ConnectionError("the server that the sentinels name is a replica")
 
 
-class _PrimaryTlsConnection(_PrimaryConnection, SSLConnection):  # type: ignore[misc]
+class _PrimaryTlsConnection(_PrimaryConnection, TlsConnection):
     pass
 
 

@@ -137,9 +137,13 @@ class Proxy:
         if self.is_closed:
             writer.transport.abort()
             return
-        found = await self._connect()
+        found = None
+        try:
+            found = await self._connect()
+        finally:
+            if found is None:
+                writer.transport.abort()
         if found is None:
-            writer.transport.abort()
             return
         theirs, ours = found
         pipe = _Pipe(up=ours, down=writer)
