@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 from api.view.outcome import CallFailed
 from api.view.response import ResponseUsage, response_id, usage_view
 from eventing.job.job import Job
+from eventing.job.tools.taint import read_before, told
 from eventing.store.conversation.conversation import NumberedItem, item_text
 from eventing.store.conversation.facts import Fact, facts_of, within
 from eventing.store.conversation.messages import GIVEN, Message, compaction_item
@@ -68,6 +69,7 @@ def compaction_view(job: Job) -> CompactionView:
         if fact.role == "assistant"
     ]
     text = "\n".join([summary, *_lines(within(facts, _FACTS_BYTES))])
+    text = told(read_before(job.request.body["messages"])) + text
     item = compaction_item(compaction_id(job.id), text)
     return {
         "id": response_id(job.id),
@@ -78,19 +80,21 @@ def compaction_view(job: Job) -> CompactionView:
     }
 
 
-def compacted(messages: Sequence[Message], most_bytes: int) -> str:
+def compacted(
+    messages: Sequence[Message], most_bytes: int, own: frozenset[str] = frozenset()
+) -> str:
     """What was said, made short without a model: facts word for word, those of an earlier compaction among them, and
-    the newest messages.
+    the newest messages. `own` are the caller's functions.
     """
-    told = [message for message in messages if not _is_compaction(message)]
-    rows = _numbered(told)
+    rows = _numbered(message for message in messages if not _is_compaction(message))
     carried = [
         fact for message in messages if _is_compaction(message) for fact in _carried(message)
     ]
     newest = _newest(rows, most_bytes // 2)
     left = most_bytes - sum(len(fact.text.encode()) for fact in newest)
     facts = within([*carried, *facts_of(rows[: len(rows) - len(newest)])], left)
-    return "\n".join(["Said word for word:", *_lines([*facts, *newest])])
+    said = "\n".join(["Said word for word:", *_lines([*facts, *newest])])
+    return told(read_before(messages, own)) + said
 
 
 def _newest(rows: Sequence[NumberedItem], most_bytes: int) -> list[Fact]:

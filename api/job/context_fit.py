@@ -11,6 +11,7 @@ from typing import Any, Final
 from api.job.catalog import Catalog
 from api.job.compaction import compacted
 from api.job.response.request import Ask
+from eventing.job.tools.taint import own_functions, read_before, with_told
 from eventing.store.conversation.messages import Message, compaction_item, messages_of
 
 _MESSAGE_TOKENS: Final = 4
@@ -36,14 +37,17 @@ async def fitted(catalog: Catalog, ask: Ask) -> Ask:
         return ask
     answer = int(ask.body.get("max_completion_tokens") or card.context_tokens // _ANSWER_SHARE)
     over = total + min(answer, card.context_tokens // 2) - card.context_tokens
-    return ask.with_history(_cut(ask.said_before, _history_counts(ask, counts), over))
+    kept = _cut(ask.said_before, _history_counts(ask, counts), over)
+    labels = read_before(ask.said_before, own_functions(ask.body))
+    return ask.with_history(with_told(kept, labels))
 
 
 def _compacted(ask: Ask) -> Ask:
     """The call with an item in place of what was said before. The item is part of the response, and of the
     conversation.
     """
-    text = compacted(ask.said_before, ask.compact_threshold * _BYTES_PER_TOKEN // 2)
+    most_bytes = ask.compact_threshold * _BYTES_PER_TOKEN // 2
+    text = compacted(ask.said_before, most_bytes, own_functions(ask.body))
     item = compaction_item("", text)
     record = {**ask.record, "compaction": item["encrypted_content"]}
     turn = replace(ask.turn, items=(item, *ask.turn.items)) if ask.turn else None

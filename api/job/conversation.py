@@ -31,8 +31,9 @@ from eventing.job.plan import TOOLS_STEP
 from eventing.job.store import JobIntake
 from eventing.job.tools.prompt import turn_messages
 from eventing.job.tools.request import OnApproval
+from eventing.job.tools.taint import with_told
 from eventing.store.conversation.conversation import Conversation
-from eventing.store.conversation.messages import Message, messages_of
+from eventing.store.conversation.messages import Message, labels_of, messages_of
 from eventing.store.conversation.policy import STEP as MEMORY
 from eventing.store.conversation.store import Conversations, full
 from eventing.store.job_record.fields import turn_item_id
@@ -175,7 +176,8 @@ async def _said_before(conversations: Conversations, found: Conversation) -> Seq
     """The messages of a conversation, from its newest compaction on."""
     items = [numbered.item for numbered in await conversations.items(found)]
     compactions = [place for place, item in enumerate(items) if item["type"] == "compaction"]
-    return messages_of(items[compactions[-1] if compactions else 0 :], "conversation")
+    start = compactions[-1] if compactions else 0
+    return with_told(messages_of(items[start:], "conversation"), labels_of(items[:start]))
 
 
 async def submit_response(

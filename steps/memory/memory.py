@@ -10,8 +10,10 @@ from typing import Any
 
 from eventing.errors import NotFound
 from eventing.job.job import JobRequest
+from eventing.job.tools.taint import told
 from eventing.store.conversation.conversation import Conversation
 from eventing.store.conversation.facts import facts_of, within
+from eventing.store.conversation.messages import labels_of
 from eventing.store.conversation.policy import MemoryPolicy, memory_policy
 from eventing.store.conversation.store import Conversations
 from steps.handler import Continue, Skip, StepCall, StepOutcome
@@ -49,7 +51,8 @@ class Memory:
         recalled = await self._recall.find(found, older, new_input(messages), policy.recall_k)
         facts = within(facts_of(older), policy.facts_tokens * BYTES_PER_TOKEN)
         summary = found.summary if older else None
-        earlier = earlier_text(call.job.id, summary, facts, recalled)
+        earlier = told(labels_of(each.item for each in older))
+        earlier += earlier_text(call.job.id, summary, facts, recalled)
         detail = {
             "window_items": len(window),
             "summary_id": summary.id if summary else None,

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from eventing.job.tools.call import CallState, EffectClass, Turn
-from eventing.job.tools.server import BUILT_IN, SEPARATOR, Approval
+from eventing.job.tools.server import BUILT_IN, Approval
 from eventing.job.tools.tool_list import PinnedServer, PinnedTool
 
 REQUIRED: Final = "approval"
@@ -76,20 +76,4 @@ def tainting_origins(
         server = servers.get(label)
         if not (server and server.trusted):
             found.add(server.origin if server else label)
-    return frozenset(found)
-
-
-def read_before(messages: Iterable[Any], own: frozenset[str]) -> frozenset[str]:
-    """The labels of the servers whose results stand among a request's messages: earlier responses, or the caller's
-    copy of them. `own` are the caller's functions.
-    """
-    labels: dict[Any, str] = {}
-    found = set()
-    for message in messages:
-        for call in message.get("tool_calls") or ():
-            name = str((call.get("function") or {}).get("name") or "")
-            label, separator, _ = name.partition(SEPARATOR)
-            labels[call.get("id")] = label if separator and name not in own else ""
-        if message.get("role") == "tool" and (label := labels.get(message.get("tool_call_id"), "")):
-            found.add(label)
     return frozenset(found)

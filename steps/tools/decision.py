@@ -30,8 +30,9 @@ from eventing.job.tools.limits import (
 from eventing.job.tools.prompt import OUTPUT_BUDGETS
 from eventing.job.tools.request import OnApproval
 from eventing.job.tools.server import BUILT_IN, ToolServer
+from eventing.job.tools.taint import own_functions, read_before
 from eventing.job.tools.tool_list import PinnedServer, PinnedTool, pinned_servers
-from steps.tools.approval import read_before, reason_to_ask, tainting_origins
+from steps.tools.approval import reason_to_ask, tainting_origins
 from steps.tools.built_in import BUILT_IN_SERVER
 from steps.tools.settings import ToolSettings
 
@@ -85,7 +86,7 @@ def decide(
         return Decided()  # a text that was cut off has no whole call
     if job.turns and job.turns[-1].stopped_by:
         return Decided(result=_without_calls(job.candidate or {}, choice, message))
-    client = _client_functions(job.request.body)
+    client = own_functions(job.request.body)
     if all(each.name in client for each in said):
         return Decided()
     decision = _Decision(job, settings, configured, client, now_ms, cost)
@@ -335,13 +336,6 @@ def _without_calls(
     own = {**choice, "message": {**kept, "content": kept.get("content") or ""}}
     others = list(candidate.get("choices") or ())[1:]
     return {**candidate, "choices": [{**own, "finish_reason": "stop"}, *others]}
-
-
-def _client_functions(body: Mapping[str, Any]) -> frozenset[str]:
-    """The names of the caller's own functions."""
-    tools = [each for each in body.get("tools") or () if isinstance(each, Mapping)]
-    own = [each.get("function") for each in tools if each.get("type") == "function"]
-    return frozenset(each["name"] for each in own if isinstance(each, Mapping) and "name" in each)
 
 
 def _required_approvals(body: Mapping[str, Any]) -> dict[str, Any]:

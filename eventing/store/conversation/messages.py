@@ -12,7 +12,9 @@ import orjson
 
 from eventing.errors import InvalidJob
 from eventing.job.tools.fence import digest_mark, fenced
+from eventing.job.tools.taint import labels_told
 from eventing.job.tools.tool_list import model_name
+from eventing.store.conversation.conversation import item_text
 
 Item = Mapping[str, Any]
 Message = dict[str, Any]
@@ -82,6 +84,20 @@ def _add_server_call(messages: list[Message], item: Item, where: str) -> None:
     text = said if isinstance(said, str) else orjson.dumps(said).decode()
     content = fenced(text, digest_mark(text))
     messages.append({"role": "tool", "tool_call_id": call["call_id"], "content": content})
+
+
+def labels_of(items: Iterable[Item]) -> set[str]:
+    """The tool servers whose results stand among items, or did before these were made shorter."""
+    found: set[str] = set()
+    for item in items:
+        match item.get("type"):
+            case "mcp_call":
+                found.add(str(item.get("server_label")))
+            case "compaction":
+                found |= labels_told(summary_of(item, "conversation"))
+            case "message":
+                found |= labels_told(item_text(item))
+    return found
 
 
 def _role(item: Item, where: str) -> str:
