@@ -9,6 +9,7 @@
     │   ├── ResultTooLarge      the answer is larger than the store keeps   422
     │   ├── IdempotencyConflict same key, other body                        409
     │   │   └── JobDeleted      same key, and its job was deleted           409
+    │   ├── ApprovalAnswered    answered before, or otherwise               409
     │   ├── EventTooLarge       over the broker's size limit                413
     │   └── EventRefused        the broker refused the event for good       400
     ├── Unauthorized            no credential, or not a valid one           401
@@ -101,6 +102,13 @@ class IdempotencyConflict(BadRequest):
 
     status = 409
     code = "idempotency_conflict"
+
+
+class ApprovalAnswered(BadRequest):
+    """The approvals were answered before; where `field` names one, otherwise."""
+
+    status = 409
+    code = "approval_answered"
 
 
 class JobDeleted(IdempotencyConflict):

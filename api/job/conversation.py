@@ -13,7 +13,14 @@ import orjson
 
 from api.auth.principal import Principal, Scope
 from api.job.context_fit import fitted
-from api.job.response.approvals import Answers, carried_by, read_answers
+from api.job.response.approvals import (
+    REQUEST,
+    Answers,
+    ApprovalNotFound,
+    carried_by,
+    check_repeated,
+    read_answers,
+)
 from api.job.response.request import (
     NOT_ADDED,
     Ask,
@@ -23,17 +30,25 @@ from api.job.response.request import (
 )
 from api.job.submission import SubmitDeps, keyed_job_id, submit
 from api.job.submit_options import SubmitOptions, parse_submit_options, skip_steps_of
-from api.view.response import RECORD, answer_messages, job_id_of, output_items, record_of
-from eventing.errors import BadRequest, Forbidden, InvalidJob, NotFound
+from api.view.response import (
+    RECORD,
+    answer_messages,
+    job_id_of,
+    output_items,
+    record_of,
+    response_id,
+)
+from eventing.errors import ApprovalAnswered, BadRequest, Forbidden, InvalidJob, NotFound
 from eventing.job.cache.cache import directives, parse_cache_control
 from eventing.job.job import KEY, Job, JobId, JobState, Lane, is_job_id
 from eventing.job.plan import TOOLS_STEP
 from eventing.job.store import JobIntake
+from eventing.job.tools.call import job_of_approval
 from eventing.job.tools.prompt import turn_messages
 from eventing.job.tools.request import OnApproval
 from eventing.job.tools.taint import with_told
 from eventing.store.conversation.conversation import Conversation
-from eventing.store.conversation.messages import Message, labels_of, messages_of
+from eventing.store.conversation.messages import Message, labels_of, messages_in, messages_of
 from eventing.store.conversation.policy import STEP as MEMORY
 from eventing.store.conversation.store import Conversations, full
 from eventing.store.job_record.fields import turn_item_id
@@ -81,19 +96,19 @@ async def history_of(store: JobIntake, principal: Principal, previous: Any) -> S
 
 
 async def _previous(
-    store: JobIntake, principal: Principal, previous: str
+    store: JobIntake, principal: Principal, previous: str, field: str = "previous_response_id"
 ) -> tuple[Job, dict[str, Any]]:
     """The response that a call goes on from. Raises `PreviousNotFound`, and `InvalidJob` for one that is not over."""
     try:
         job, record = await stored_response(store, principal, previous)
     except NotFound as error:
         raise PreviousNotFound(
-            f"Previous response with id '{previous:.64}' not found.", "previous_response_id"
+            f"Previous response with id '{previous:.64}' not found.", field
         ) from error
     if job.state not in (JobState.COMPLETED, JobState.INCOMPLETE):
         raise InvalidJob(
             f"the previous response is {job.state}; only a completed one can be continued",
-            "previous_response_id",
+            field,
         )
     return job, record
 
@@ -148,28 +163,80 @@ async def _read_answering(
     asked for them. The same answers again are the same response.
     """
     principal.require(Scope.APPROVALS)
-    previous = body.get("previous_response_id")
-    if not isinstance(previous, str):
-        message = "previous_response_id must name the response that asked for the approvals"
-        raise InvalidJob(message, "previous_response_id")
-    job, record = await _previous(store, principal, previous)
+    conversation, since = None, list[Message]()
+    if (named := conversation_of(body)) is not None:
+        conversation = await deps.conversations.get(principal.tenant, named)
+        job, record = await _asking(store, principal, conversation, answers)
+    else:
+        previous = body.get("previous_response_id")
+        if not isinstance(previous, str):
+            raise InvalidJob(
+                "previous_response_id must name the response that asked for the approvals, or conversation the one "
+                "that it is in",
+                "previous_response_id",
+            )
+        job, record = await _previous(store, principal, previous)
     key = job.metadata.get(KEY, "")
     if deps.approves_with_other_key and key and key == principal.key_id:
         raise Forbidden("an approval is given with another key than that which asked for the call")
     given = input_items(await with_stored_items(store, principal, body.get("input")))
-    drops = deps.drops_unsupported_tools
+    call, drops = {**body, "input": given}, deps.drops_unsupported_tools
     if job.carried_by:
         first = await store.get(JobId(job.carried_by), with_result=False)
         if first is None:
             raise NotFound("these approvals were answered before, and that response is gone")
-        ask = parse_ask({**body, "input": given}, [], drops_tools=drops, has_answers=True)
-        return replace(ask, record=record_of(first), answered_by=first.id)
+        taken = record_of(first)
+        check_repeated(answers, taken["input"])
+        ask = parse_ask(call, [], drops_tools=drops, has_answers=True)
+        return replace(ask, record=taken, answered_by=first.id)
     plan = deps.intake.plan_of(str(body.get("model")))
+    if conversation is not None:
+        if plan is not None and plan.step(MEMORY) is not None:
+            message = (
+                "the steps of this model give the conversation: answer with previous_response_id"
+            )
+            raise InvalidJob(message, "conversation")
+        since = await _said_since(deps.conversations, conversation, job)
     now_ms = deps.clock.wall_ms()
-    carried = carried_by(answers, job, body.get("tools"), plan, now_ms, principal.key_id)
-    said = said_before(job, record)
-    ask = parse_ask({**body, "input": given}, said, drops_tools=drops, has_answers=True)
+    carried = carried_by(answers, job, body.get("tools"), plan, now_ms, principal.key_id, since)
+    ask = parse_ask(
+        call,
+        said_before(job, record),
+        drops_tools=drops,
+        conversation=conversation,
+        has_answers=True,
+    )
+    if ask.turn is not None:  # it has the questions already
+        said = tuple(item for item in ask.turn.items if item["type"] != REQUEST)
+        ask = replace(ask, turn=replace(ask.turn, items=said))
     return await fitted(deps.catalog, replace(ask, carried=carried))
+
+
+async def _asking(
+    store: JobIntake, principal: Principal, conversation: Conversation, answers: Answers
+) -> tuple[Job, dict[str, Any]]:
+    """The response in a conversation that asked for the approvals. Raises `ApprovalNotFound`, and `InvalidJob` for one
+    that is not over.
+    """
+    name, where = next(iter(answers.places.items()))
+    asking = job_of_approval(name)
+    with suppress(PreviousNotFound):
+        job, record = await _previous(store, principal, response_id(JobId(asking)), where)
+        if job.conversation == conversation.id:
+            return job, record
+    raise ApprovalNotFound(f"Approval request with id '{name:.80}' not found.", where)
+
+
+async def _said_since(
+    conversations: Conversations, conversation: Conversation, job: Job
+) -> list[Message]:
+    """What a conversation has behind the items of a response."""
+    if await conversations.is_full(conversation):
+        raise full()
+    items = [numbered.item for numbered in await conversations.items(conversation)]
+    tail = job.id.removeprefix("job_")
+    own = [place for place, item in enumerate(items) if tail in item["id"].split("_")]
+    return messages_in(items[own[-1] + 1 :] if own else ())
 
 
 async def _said_before(conversations: Conversations, found: Conversation) -> Sequence[Message]:
@@ -177,7 +244,7 @@ async def _said_before(conversations: Conversations, found: Conversation) -> Seq
     items = [numbered.item for numbered in await conversations.items(found)]
     compactions = [place for place, item in enumerate(items) if item["type"] == "compaction"]
     start = compactions[-1] if compactions else 0
-    return with_told(messages_of(items[start:], "conversation"), labels_of(items[:start]))
+    return with_told(messages_in(items[start:]), labels_of(items[:start]))
 
 
 async def submit_response(
@@ -208,10 +275,22 @@ async def submit_response(
         return repeated
     try:
         job, _ = await submit(deps, principal, chat_line(ask), options)
+    except ApprovalAnswered:
+        if ask.carried is None or (first := await _taken_by(store, ask.carried.job_id)) is None:
+            raise
+        if (answers := read_answers(ask.record["input"])) is not None:
+            check_repeated(answers, record_of(first)["input"])
+        return first  # the same answers came a moment before
     except BadRequest as error:
         error.field = field_of_call(error.field)
         raise
     return job
+
+
+async def _taken_by(store: JobIntake, asking: str) -> Job | None:
+    """The job that took over what another asked."""
+    job = await store.get(JobId(asking), with_result=False)
+    return await store.get(JobId(job.carried_by)) if job and job.carried_by else None
 
 
 async def _repeated(

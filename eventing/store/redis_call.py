@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from eventing.errors import (
+    ApprovalAnswered,
     BrokerUnavailable,
     ConversationLocked,
     ConversationMoved,
@@ -15,7 +16,6 @@ from eventing.errors import (
     NotCached,
     NotFound,
     TorporError,
-    WrongState,
 )
 from eventing.job.job import Job, JobId, JobRequest, event_identity
 from eventing.job.plan import Hold, Plan
@@ -161,7 +161,7 @@ def refusal_of(status: bytes, publication: Publication) -> TorporError:
         case b"gone":
             return NotFound("the conversation was deleted")
         case b"answered":
-            return WrongState("these approvals were answered before")
+            return ApprovalAnswered("these approvals were answered before")
         case b"unasked":
             return NotFound("what the approvals were asked for is gone, or their time has passed")
         case b"uncached":

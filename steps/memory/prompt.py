@@ -10,7 +10,7 @@ from eventing.job.job import JobId
 from eventing.job.passage import without_special_tokens
 from eventing.store.conversation.conversation import NumberedItem, Summary, item_text
 from eventing.store.conversation.facts import Fact
-from eventing.store.conversation.messages import Message, messages_of
+from eventing.store.conversation.messages import Message, messages_in
 
 _RECALLED_CHARS = 1500
 """Of one recalled item; a longer one is shortened."""
@@ -28,7 +28,7 @@ def with_history(
     while system < len(messages) and messages[system]["role"] == "system":
         system += 1
     told: list[Message] = [{"role": "user", "content": earlier}] if earlier else []
-    said = messages_of([numbered.item for numbered in window], "conversation")
+    said = messages_in(numbered.item for numbered in window)
     return [*messages[:system], *told, *said, *messages[system:]]
 
 

@@ -5,11 +5,11 @@ Called by `api.job.conversation`. What is approved is a call of that response as
 caller repeats of it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from eventing.errors import BadRequest, InvalidJob
+from eventing.errors import ApprovalAnswered, BadRequest, InvalidJob
 from eventing.job.call.rule import FLAG, TEXT, check
 from eventing.job.job import Job
 from eventing.job.plan import LIST_TOOLS_STEP, Plan
@@ -17,9 +17,9 @@ from eventing.job.tools.asked import AskedServer, asked_servers
 from eventing.job.tools.call import CallState, ToolCall, Turn, call_of_approval
 from eventing.job.tools.carried import Answer, Carried, carried_turn
 from eventing.job.tools.request import SERVERS
-from eventing.store.conversation.messages import Message, item_field, messages_of
+from eventing.store.conversation.messages import APPROVAL_RESPONSE, Message, item_field, messages_of
 
-RESPONSE: Final = "mcp_approval_response"
+RESPONSE: Final = APPROVAL_RESPONSE
 REQUEST: Final = "mcp_approval_request"
 _REASON_CHARS: Final = 4096
 
@@ -85,12 +85,42 @@ def read_answers(given: Any) -> Answers | None:
     return Answers(by_id=by_id, places=places, others=others)
 
 
+def check_repeated(answers: Answers, taken: Any) -> None:
+    """Raises where these are not the answers in `taken`, the input of the response that took the turn over:
+    `ApprovalAnswered` for one that says otherwise, `ApprovalNotFound`, `ApprovalMissing`.
+    """
+    first = read_answers(taken)
+    before = first.by_id if first else {}
+    for name, where in answers.places.items():
+        if name not in before:
+            raise _not_found(name, where)
+        if answers.by_id[name].approve is not before[name].approve:
+            said = "approved" if before[name].approve else "denied"
+            raise ApprovalAnswered(f"{where}: {name:.80} was {said} before, and that holds", where)
+    _check_all_answered(answers, before)
+
+
+def _not_found(name: str, where: str) -> ApprovalNotFound:
+    return ApprovalNotFound(f"Approval request with id '{name:.80}' not found.", where)
+
+
+def _check_all_answered(answers: Answers, asked: Iterable[str]) -> None:
+    if left := [name for name in asked if name not in answers.by_id]:
+        raise ApprovalMissing(f"No approval response found for {', '.join(left)}.", "input")
+
+
 def carried_by(
-    answers: Answers, job: Job, tools: Any, plan: Plan | None, now_ms: int, approver: str
+    answers: Answers,
+    job: Job,
+    tools: Any,
+    plan: Plan | None,
+    now_ms: int,
+    approver: str,
+    said_since: Sequence[Message] = (),
 ) -> Carried:
-    """The turn that `job` left, with these answers; `tools` and `plan` are those of the call that answers. Raises
-    `ApprovalNotFound`, `ApprovalExpired`, `ApprovalChanged`, `ApprovalMissing`, and `InvalidJob` for an output that is
-    missing.
+    """The turn that `job` left, with these answers; `tools` and `plan` are those of the call that answers, `said_since`
+    is what the conversation has behind that turn. Raises `ApprovalNotFound`, `ApprovalExpired`, `ApprovalChanged`,
+    `ApprovalMissing`, and `InvalidJob` for an output that is missing.
     """
     turn = job.turns[-1] if job.turns and job.turns[-1].ends else None
     waiting = {
@@ -101,7 +131,7 @@ def carried_by(
     for name, where in answers.places.items():
         call = waiting.get(name)
         if call is None or call_of_approval(job.id, name) is None:
-            raise ApprovalNotFound(f"Approval request with id '{name:.80}' not found.", where)
+            raise _not_found(name, where)
         if call.expires_ms and now_ms >= call.expires_ms:
             raise ApprovalExpired(f"the time for an answer to {name:.80} has passed", where)
         if answers.by_id[name].approve and call.state is CallState.AWAITING_INPUT:
@@ -109,14 +139,13 @@ def carried_by(
                 f"{where}: {name:.80} asks for input, which can not be given here", where
             )
     assert turn is not None  # noqa: S101 (an answer was found in it)
-    if left := [name for name in waiting if name not in answers.by_id]:
-        raise ApprovalMissing(f"No approval response found for {', '.join(left)}.", "input")
-    _check_repeated(answers, waiting)
+    _check_all_answered(answers, waiting)
+    _check_sent_along(answers, waiting)
     for name, call in waiting.items():
         if answers.by_id[name].approve:
             _check_target(call, job, tools, plan)
     outputs, after = _outputs(answers, turn)
-    own = carried_turn(turn, answers.by_id, outputs, after, approver=approver)
+    own = carried_turn(turn, answers.by_id, outputs, [*said_since, *after], approver=approver)
     return Carried(
         turn=own,
         job_id=job.id,
@@ -125,7 +154,7 @@ def carried_by(
     )
 
 
-def _check_repeated(answers: Answers, waiting: Mapping[str, ToolCall]) -> None:
+def _check_sent_along(answers: Answers, waiting: Mapping[str, ToolCall]) -> None:
     """Raises `ApprovalChanged` for a request for approval that the caller sends along and that is not as it was."""
     for where, item in answers.others:
         call = waiting.get(str(item.get("id"))) if item.get("type") == REQUEST else None

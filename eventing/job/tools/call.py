@@ -265,6 +265,12 @@ def call_of_approval(job_id: str, approval_id: str) -> tuple[int, int] | None:
     return int(found[2]), int(found[3])
 
 
+def job_of_approval(approval_id: str) -> str:
+    """The id of the job that asked for an approval; empty for an id of another form."""
+    found = _APPROVAL_ID.fullmatch(approval_id)
+    return f"job_{found[1]}" if found else ""
+
+
 def arguments_digest(name: str, arguments: str) -> str:
     """A digest of a call: equal for equal calls, however the arguments are spaced or ordered."""
     try:

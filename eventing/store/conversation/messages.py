@@ -19,6 +19,7 @@ from eventing.store.conversation.conversation import item_text
 Item = Mapping[str, Any]
 Message = dict[str, Any]
 
+APPROVAL_RESPONSE: Final = "mcp_approval_response"
 GIVEN: Final = "Summary of the conversation so far:\n"
 """How a message that stands for a compaction begins."""
 
@@ -29,6 +30,14 @@ def messages_of(items: Iterable[Item], where: str = "input") -> list[Message]:
     for index, item in enumerate(items):
         _add(messages, item, f"{where}[{index}]")
     return messages
+
+
+def messages_in(items: Iterable[Item]) -> list[Message]:
+    """The chat messages of a stored conversation. Its answers to approvals were obeyed when they came: what became of
+    them stands in the items of the calls.
+    """
+    told = (item for item in items if item.get("type") != APPROVAL_RESPONSE)
+    return messages_of(told, "conversation")
 
 
 def _add(messages: list[Message], item: Item, where: str) -> None:
@@ -49,7 +58,7 @@ def _add(messages: list[Message], item: Item, where: str) -> None:
             _add_server_call(messages, item, where)
         case "mcp_approval_response":
             raise InvalidJob(
-                f"{where}: an approval is answered with previous_response_id, of the response that asked for it",
+                f"{where}: an approval is answered in the input of a response: previous_response_id or conversation",
                 where,
             )
         case "reasoning" | "file_search_call" | "mcp_list_tools" | "mcp_approval_request":

@@ -65,10 +65,12 @@ def approval(request_id: str, approve: bool, **more: Any) -> Any:
     return {**answer, "approve": approve, **more}
 
 
-async def asked(rig: Rig, client: AsyncOpenAI, *calls: Any, tools: Any = (BOX,)) -> Any:
+async def asked(
+    rig: Rig, client: AsyncOpenAI, *calls: Any, tools: Any = (BOX,), **more: Any
+) -> Any:
     """A response that ended with a question."""
     response = await client.responses.create(
-        model="m", input="send it", background=True, tools=list(tools)
+        model="m", input="send it", background=True, tools=list(tools), **more
     )
     loop = loop_of(rig, response)
     await loop.list_tools("box")
@@ -167,14 +169,43 @@ async def test_the_same_answer_again_is_the_same_response(rig: Rig, client: Asyn
         )
 
     one = await answer(approve=True)
-    two, three = await asyncio.gather(answer(approve=True), answer(approve=False))
 
-    assert one.id == two.id == three.id
+    assert one.id == (await answer(approve=True)).id
     (call,) = (await loop_of(rig, one).job()).turns[0].calls
     assert call.state == "pending"
 
 
-async def test_of_answers_at_the_same_time_one_is_taken(rig: Rig, client: AsyncOpenAI) -> None:
+@pytest.mark.parametrize(("before", "word"), [(True, "approved"), (False, "denied")])
+@pytest.mark.parametrize("form", ["previous_response_id", "conversation"])
+async def test_another_answer_to_what_was_answered_is_a_conflict(
+    rig: Rig, client: AsyncOpenAI, form: str, *, before: bool, word: str
+) -> None:
+    talk = await client.conversations.create()
+    within: Any = {"conversation": talk.id} if form == "conversation" else {}
+    first = await asked(rig, client, SEND, **within)
+    question = question_in(first).id
+    within = within or {"previous_response_id": first.id}
+
+    async def answer(*answers: Any) -> Any:
+        return await client.responses.create(
+            model="m", background=True, tools=[BOX], input=list(answers), **within
+        )
+
+    one = await answer(approval(question, approve=before))
+    with pytest.raises(openai.ConflictError, match=f"was {word} before") as refused:
+        await answer(approval(question, approve=not before))
+    other = approval(f"{question}_2", approve=before)
+    with pytest.raises(openai.BadRequestError, match="not found"):
+        await answer(approval(question, approve=before), other)
+
+    assert refused.value.code == "approval_answered"
+    assert refused.value.param == "input[0]"
+    assert (await answer(approval(question, approve=before))).id == one.id
+
+
+async def test_the_same_answers_at_the_same_time_are_one_response(
+    rig: Rig, client: AsyncOpenAI
+) -> None:
     first = await asked(rig, client, SEND)
     question = question_in(first)
     answers = [
@@ -188,11 +219,142 @@ async def test_of_answers_at_the_same_time_one_is_taken(rig: Rig, client: AsyncO
         for _ in range(5)
     ]
 
+    ids = {each.id for each in await asyncio.gather(*answers)}
+
+    taken = (await loop_of(rig, first).job()).carried_by
+    assert ids == {taken.replace("job_", "resp_")}
+
+
+async def ended(rig: Rig, client: AsyncOpenAI, follow: Any) -> Any:
+    """The response after an approval of the call at place 1."""
+    loop = loop_of(rig, follow)
+    await loop.list_tools("box")
+    await loop.decide()
+    for call in (await loop.job()).turns[0].calls:
+        if call.state == "pending":
+            await loop.run(1, call.place, "sent")
+    await loop.answer("Done.")
+    await loop.decide()
+    return await client.responses.retrieve(follow.id)
+
+
+async def items_in(client: AsyncOpenAI, conversation: str) -> list[Any]:
+    return [item async for item in client.conversations.items.list(conversation, order="asc")]
+
+
+IN_TALK = ("message", "message", "mcp_call", "mcp_approval_request")
+"""Of `asked`."""
+
+
+@pytest.mark.parametrize("approve", [True, False])
+async def test_what_is_approved_in_a_conversation_is_added_to_it(
+    rig: Rig, client: AsyncOpenAI, *, approve: bool
+) -> None:
+    talk = await client.conversations.create()
+    first = await asked(rig, client, conversation=talk.id)
+    question = question_in(first)
+    assert [item.type for item in await items_in(client, talk.id)] == [*IN_TALK]
+    follow = await client.responses.create(
+        model="m",
+        background=True,
+        conversation=talk.id,
+        tools=[BOX],
+        input=[question.model_dump(), approval(question.id, approve=approve)],
+    )
+    done = await ended(rig, client, follow)
+
+    items = await items_in(client, talk.id)
+    assert [item.type for item in items] == [
+        *(*IN_TALK, "mcp_approval_response", "mcp_call", "message")
+    ]
+    answer, call, text = items[4:]
+    assert (answer.approval_request_id, answer.approve) == (question.id, approve)
+    assert (call.output, call.approval_request_id) == ("sent" if approve else None, question.id)
+    assert [call.id, text.id] == [item.id for item in done.output if item.type != "mcp_list_tools"]
+    assert done.conversation.id == talk.id
+
+    later = await client.responses.create(
+        model="m", background=True, conversation=talk.id, input="and now?"
+    )
+    messages = (await loop_of(rig, later).job()).request.body["messages"]
+    assert [message["role"] for message in messages] == [
+        *("user", "assistant", "tool", "assistant", "tool", "assistant", "user")
+    ]
+    assert ("sent" in messages[4]["content"]) is approve
+
+
+async def test_what_was_said_between_question_and_answer_stands_behind_the_call(
+    rig: Rig, client: AsyncOpenAI
+) -> None:
+    talk = await client.conversations.create()
+    first = await asked(rig, client, conversation=talk.id)
+    between: Any = {"type": "message", "role": "user", "content": "hurry"}
+    await client.conversations.items.create(talk.id, items=[between])
+    follow = await client.responses.create(
+        model="m",
+        background=True,
+        conversation=talk.id,
+        tools=[BOX],
+        input=[approval(question_in(first).id, approve=True)],
+    )
+    loop = loop_of(rig, follow)
+    await loop.list_tools("box")
+    await loop.decide()
+    await loop.run(1, 1, "sent")
+
+    messages = (await loop.job()).to_run.body["messages"]
+    assert [message["role"] for message in messages] == [
+        *("user", "assistant", "tool", "tool", "user")
+    ]
+    assert messages[-1]["content"] == "hurry"
+
+
+async def test_an_approval_is_answered_in_its_own_conversation_alone(
+    rig: Rig, client: AsyncOpenAI
+) -> None:
+    talk, other = [await client.conversations.create() for _ in range(2)]
+    first = await asked(rig, client, SEND, conversation=talk.id)
+    apart = await asked(rig, client, SEND)
+    for name, question in [
+        (other.id, question_in(first).id),
+        (talk.id, question_in(apart).id),
+        (talk.id, "mcpr_x_1_0"),
+        (talk.id, "mcpr_00_1_0"),
+        (talk.id, "x"),
+    ]:
+        with pytest.raises(openai.BadRequestError, match="not found") as refused:
+            await client.responses.create(
+                model="m",
+                conversation=name,
+                tools=[BOX],
+                input=[approval(question, approve=True)],
+            )
+        assert refused.value.code == "approval_not_found"
+    assert not (await loop_of(rig, first).job()).carried_by
+
+
+async def test_of_two_answers_in_a_conversation_at_once_one_is_taken(
+    rig: Rig, client: AsyncOpenAI
+) -> None:
+    talk = await client.conversations.create()
+    first = await asked(rig, client, SEND, conversation=talk.id)
+    answers = [
+        client.responses.create(
+            model="m",
+            background=True,
+            conversation=talk.id,
+            tools=[BOX],
+            input=[approval(question_in(first).id, approve=n % 2 == 0)],
+        )
+        for n in range(6)
+    ]
+
     found = await asyncio.gather(*answers, return_exceptions=True)
 
     ids = {each.id for each in found if not isinstance(each, BaseException)}
     refused = [each for each in found if isinstance(each, BaseException)]
     assert len(ids) == 1
+    assert len(refused) == 3
     assert all(isinstance(each, openai.ConflictError) for each in refused)
     taken = (await loop_of(rig, first).job()).carried_by
     assert taken == ids.pop().replace("resp_", "job_")
@@ -240,6 +402,7 @@ async def test_a_function_of_the_caller_and_an_approval_are_answered_together(
         ({"tools": []}, "approval_changed"),
         ({"tools": [{**BOX, "server_label": "other"}]}, "approval_changed"),
         ({"previous_response_id": None}, "invalid_job"),
+        ({"conversation": "conv_1"}, "mutually_exclusive_parameters"),
         ({"previous_response_id": f"resp_{'0' * 24}"}, "previous_response_not_found"),
     ],
 )
