@@ -37,7 +37,7 @@ from steps.tools.listing import (
     function_definition,
     pinned_server,
 )
-from steps.tools.settings import parse_list_settings
+from steps.tools.settings import recorded_settings
 from steps.tools.targets import Targets, asked_of
 
 _LIST_S: Final = 30.0
@@ -63,7 +63,7 @@ class ListTools:
     async def __call__(self, call: StepCall) -> StepOutcome:
         """Raises `Unavailable` while a server can not be asked, and in the end `ToolsAway`."""
         try:
-            settings = parse_list_settings(call.settings)
+            settings = recorded_settings(call.settings)
         except BadRequest as error:
             return wrong_setting(error)
         labels = [*settings.servers, *asked_of(call.job)]

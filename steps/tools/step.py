@@ -26,7 +26,7 @@ from steps.handler import (
 from steps.tools import metrics
 from steps.tools.decision import ApprovalImpossible, decide
 from steps.tools.results import ToolResults
-from steps.tools.settings import limits_of, parse_tool_settings
+from steps.tools.settings import limits_of, recorded_settings
 
 
 class Tools:
@@ -45,7 +45,7 @@ class Tools:
         if job.turns and (job.candidate is None or job.tool_phase is not None):
             return QueueCalls()  # a turn that will end the job keeps its answer meanwhile
         try:
-            settings = parse_tool_settings(call.settings)
+            settings = recorded_settings(call.settings)
         except BadRequest as error:
             return wrong_setting(error)
         settings = replace(settings, limits=limits_of(job, self._config))

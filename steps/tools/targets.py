@@ -15,7 +15,7 @@ from yarl import URL
 
 from eventing.errors import InvalidJob
 from eventing.job.job import Job
-from eventing.job.tools.asked import AskedServer, asked_servers
+from eventing.job.tools.asked import AskedServer, recorded_servers, recorded_urls
 from eventing.job.tools.limits import ToolLimits
 from eventing.job.tools.sealed import Binding, NotSealedHere, SealingKeys, origin_of, unseal
 from eventing.job.tools.server import ToolConfig, ToolServer
@@ -77,7 +77,7 @@ class Targets:
         """The operator's server of this label that the job's tenant may use; None for one that the request names by
         address, and for none.
         """
-        if (asked := asked_of(job).get(label)) is not None and asked.url:
+        if recorded_urls(job.request.body.get("tools")).get(label):
             return None
         return self._config.serving(job.tenant).get(label)
 
@@ -98,7 +98,7 @@ class Targets:
 
     def target(self, job: Job, label: str, pinned_origin: str = "") -> Target:
         """Where calls of the server go. Raises `Refused` for one that is not there any more, and for another origin
-        than the one that was pinned.
+        than the one that was pinned, and `NewerRecord`.
         """
         asked, server = asked_of(job).get(label), self.configured(job, label)
         url = server.url if server else asked.url if asked else ""
@@ -130,5 +130,5 @@ def operators_own(url: str) -> AllowList:
 
 
 def asked_of(job: Job) -> Mapping[str, AskedServer]:
-    """The servers that the job's request names."""
-    return {each.label: each for each in asked_servers(job.request.body.get("tools"))}
+    """The servers that the job's request names. Raises `NewerRecord`."""
+    return {each.label: each for each in recorded_servers(job.request.body.get("tools"))}

@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from api.view.items.approval import server_view
 from eventing.errors import BadRequest
 from eventing.job.job import JobState
+from eventing.job.tools import asked
 from eventing.job.tools.call import CallState
 from eventing.job.tools.document import parse_tools
 from eventing.job.tools.known_list import MOST_KEPT, AcceptStatus, KnownList
@@ -301,3 +302,32 @@ async def test_a_call_of_a_tool_that_changed_is_counted(redis: Redis, tmp_path: 
         await process.generate(("a__do", {"n": 1}))
         assert await process.deliver("tool-a") == [200]
     assert _changes("call") == before + 1
+
+
+async def test_names_that_a_newer_api_put_into_a_job_do_not_end_it(
+    redis: Redis, tmp_path: Path
+) -> None:
+    newer = {"limits": {"max_dreams": 3, "max_calls": 1}, "moods": True}
+    async with server(redis, tmp_path, effect="read") as (raw, process):
+        await process.begin({}, {**BOUND, **newer})
+        await process.generate(("a__do", {"n": 1}), ("a__do", {"n": 2}))
+        assert await process.deliver("tool-a") == [200]
+        states = [call.state for call in await process.calls()]
+    assert states == [CallState.RETURNED, CallState.NOT_RUN]  # the limits that it knows hold
+    assert len(raw.called()) == 1
+
+
+async def test_an_entry_with_a_field_that_is_not_known_waits_for_a_newer_process(
+    redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = {"type": "mcp", "server_label": "a", "forbid": ["do"]}
+    async with server(redis, tmp_path) as (_, process):
+        with monkeypatch.context() as newer:
+            newer.setattr(asked, "_FIELDS", {*asked._FIELDS, "forbid"})
+            await process.submit({"tools": [entry]})
+        assert await process.deliver("steps") == [503]
+        assert (await process.job()).state is JobState.QUEUED
+        monkeypatch.setattr(asked, "_FIELDS", {*asked._FIELDS, "forbid"})
+        assert await process.deliver("steps") == [200]
+        (pinned,) = pinned_servers((await process.job()).tool_list)
+    assert [tool.tool for tool in pinned.tools] == ["do"]

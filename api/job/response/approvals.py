@@ -13,7 +13,7 @@ from eventing.errors import ApprovalAnswered, BadRequest, InvalidJob
 from eventing.job.call.rule import FLAG, TEXT, check
 from eventing.job.job import Job
 from eventing.job.plan import LIST_TOOLS_STEP, Plan
-from eventing.job.tools.asked import AskedServer, asked_servers
+from eventing.job.tools.asked import asked_servers, recorded_urls
 from eventing.job.tools.call import CallState, ToolCall, Turn, call_of_approval
 from eventing.job.tools.carried import Answer, Carried, carried_turn
 from eventing.job.tools.request import SERVERS
@@ -170,23 +170,24 @@ def _check_sent_along(answers: Answers, waiting: Mapping[str, ToolCall]) -> None
 
 def _check_target(call: ToolCall, job: Job, tools: Any, plan: Plan | None) -> None:
     """Raises `ApprovalChanged` where the server of an approved call is not in this call, or is another one."""
-    before = _server(call.server, job.request.body.get("tools"), job.plan)
-    now = _server(call.server, tools, plan)
+    asked = {each.label: each.url for each in asked_servers(tools, "tools")}
+    before = _url(call.server, recorded_urls(job.request.body.get("tools")), job.plan)
+    now = _url(call.server, asked, plan)
     if now is None:
         raise ApprovalChanged(
             f"tools must have the server {call.server} of the approved call", "tools"
         )
-    if before is None or before.url != now.url:
+    if before != now:
         raise ApprovalChanged(
             f"tools: {call.server} is not the server that the approval was asked for", "tools"
         )
 
 
-def _server(label: str, tools: Any, plan: Plan | None) -> AskedServer | None:
-    asked = {each.label: each for each in asked_servers(tools, "tools")}
+def _url(label: str, asked: Mapping[str, str], plan: Plan | None) -> str | None:
+    """The address of a server; empty for the operator's, None for one that is not there."""
     step = plan.step(LIST_TOOLS_STEP) if plan else None
     if step is not None and label in step.settings.get(SERVERS, ()):
-        return AskedServer(label=label)
+        return ""
     return asked.get(label)
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from eventing.job.job import Job
 from eventing.job.plan import LIST_TOOLS_STEP
-from eventing.job.tools.asked import asked_servers
+from eventing.job.tools.asked import recorded_urls
 from eventing.job.tools.call import CallState, ToolCall, Turn, call_of_approval, item_id
 from eventing.job.tools.request import SERVERS
 from eventing.job.tools.server import BUILT_IN, SEPARATOR
@@ -31,8 +31,7 @@ def server_labels(job: Job) -> tuple[str, ...]:
     step = job.plan.step(LIST_TOOLS_STEP) if job.plan else None
     if step is None:
         return ()
-    asked = (each.label for each in asked_servers(job.request.body.get("tools")))
-    return (*step.settings.get(SERVERS, ()), *asked)
+    return (*step.settings.get(SERVERS, ()), *recorded_urls(job.request.body.get("tools")))
 
 
 def is_of_server(job: Job, name: str) -> bool:

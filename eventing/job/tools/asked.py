@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import orjson
 
-from eventing.errors import InvalidJob
+from eventing.errors import InvalidJob, NewerRecord
 from eventing.job.call.rule import FLAG, OBJECT, TEXT, FieldRule, Schema, check
 from eventing.job.tools.server import BUILT_IN, SEPARATOR, Approval
 from eventing.process.setting import http_url
@@ -131,6 +131,27 @@ def asked_servers(tools: Any, where: str = "body.tools") -> tuple[AskedServer, .
     if asked:
         check_own_names(tools, tuple(asked), where)
     return tuple(asked.values())
+
+
+def recorded_servers(tools: Any) -> tuple[AskedServer, ...]:
+    """The servers among the `tools` of a recorded job. What was recorded was valid: raises `NewerRecord` for an entry
+    that this version would refuse, since a field that it does not know may forbid what it would do.
+    """
+    try:
+        return asked_servers(tools)
+    except InvalidJob as error:
+        raise NewerRecord(f"{error.field} is of another version") from error
+
+
+def recorded_urls(tools: Any) -> dict[str, str]:
+    """The addresses, by label, of the servers among the `tools` of a recorded job, of whichever version; empty for
+    those of the operator.
+    """
+    return {
+        str(tool.get("server_label")): str(tool.get("server_url") or "")
+        for tool in (tools if isinstance(tools, list) else ())
+        if isinstance(tool, Mapping) and tool.get("type") == MCP
+    }
 
 
 def check_own_names(tools: Any, labels: Sequence[str], where: str = "body.tools") -> None:

@@ -17,6 +17,7 @@ from eventing.job.plan import LIST_TOOLS_STEP, TOOLS_STEP, Hold, Pipelines, Plan
 from eventing.job.tools.asked import CREDENTIALS, MCP, AskedServer, asked_servers, check_own_names
 from eventing.job.tools.limits import ASKED, NAMES, ToolLimits, check_limits
 from eventing.job.tools.server import Approval, ToolConfig, ToolServer
+from eventing.known_fields import known_value
 from eventing.process.egress import AllowList, check_url
 
 SERVERS: Final = "servers"
@@ -28,6 +29,9 @@ LINKS: Final = "links"
 trusted, the addresses that its caller wrote are among them.
 """
 EVERY_LINK: Final = "all"
+TAINT: Final = "taint"
+SETTINGS: Final = frozenset({SERVERS, ON_APPROVAL, TAINT, LIMITS, LINKS})
+"""The settings of both steps."""
 TOOL_LIMITS: Final = "tool_limits"
 """Field of a request: limits that are lower than the operator's."""
 _CHAT: Final = "/v1/chat/completions"
@@ -78,6 +82,7 @@ def tool_steps(
                 f"calls of {server.label} need approval, and a call of this form can not ask for one"
             )
     own = planned.step(TOOLS_STEP) if planned else None
+    _check_settings(own)
     settings = {**(own.settings if own else {}), ON_APPROVAL: str(on_approval)}
     settings.update({LIMITS: limits} if (limits := _limits(request.body, own)) else {})
     trusted = {label for label, each in serving.items() if each.is_trusted}
@@ -89,6 +94,12 @@ def tool_steps(
         bound or PlannedStep(name=LIST_TOOLS_STEP),
         PlannedStep(name=TOOLS_STEP, settings=settings),
     )
+
+
+def _check_settings(own: PlannedStep | None) -> None:
+    """Raises for a setting that there is not: in a recorded plan it says nothing, since a newer version may have it."""
+    for name in own.settings.keys() - SETTINGS if own else ():
+        raise _refused(f"the step tools of this model has no setting {name:.60}")
 
 
 def _own_urls(body: Mapping[str, Any]) -> list[str]:
@@ -115,9 +126,10 @@ def check_hold(plan: Plan | None) -> None:
 
 
 def on_approval_of(plan: Plan | None) -> OnApproval:
-    """What a job with this plan does when a call needs a decision."""
+    """What a job with this plan does when a call needs a decision. Raises `NewerRecord`."""
     step = plan.step(TOOLS_STEP) if plan else None
-    return OnApproval(step.settings.get(ON_APPROVAL, OnApproval.WAIT)) if step else OnApproval.WAIT
+    given = step.settings.get(ON_APPROVAL, OnApproval.WAIT) if step else OnApproval.WAIT
+    return known_value(OnApproval, given)
 
 
 def _bound_labels(step: PlannedStep | None) -> tuple[str, ...]:

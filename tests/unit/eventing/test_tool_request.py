@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 import pytest
 
-from eventing.errors import BadRequest, InvalidJob
+from eventing.errors import BadRequest, InvalidJob, NewerRecord
 from eventing.job.job import JobRequest, parse_request
 from eventing.job.pipelines.document import parse_pipelines
 from eventing.job.plan import LIST_TOOLS_STEP, TOOLS_STEP, Plan, PlannedStep
@@ -15,6 +15,8 @@ from eventing.job.tools.asked import (
     asked_servers,
     credentials_in,
     raw_without_credentials,
+    recorded_servers,
+    recorded_urls,
     without_credentials,
 )
 from eventing.job.tools.document import parse_tools
@@ -395,3 +397,16 @@ def test_limits_of_tenants_in_the_tools_file_are_judged() -> None:
     with pytest.raises(BadRequest, match=r"tools: limits\.acme\.max_coins"):
         parse_tools({"limits": {"acme": {"max_coins": 3}}})
     assert parse_tools({"limits": {"*": {"max_cost": 2}}}).limits_of("acme") == {"max_cost": 2}
+
+
+def test_an_entry_of_another_version_waits_for_that() -> None:
+    newer = [{**mcp("a"), "forbid": ["x"]}, {**mcp("b"), "server_url": "https://b.example/mcp"}]
+    with pytest.raises(NewerRecord, match=r"tools\[0\]\.forbid is of another version"):
+        recorded_servers(newer)
+    assert recorded_urls(newer) == {"a": "", "b": "https://b.example/mcp"}
+
+
+def test_a_setting_of_a_model_that_there_is_not_is_refused_at_the_submit() -> None:
+    wrong = parse_pipelines({"agent": {"steps": [{"step": "tools", "settings": {"max_turns": 3}}]}})
+    with pytest.raises(InvalidJob, match="no setting max_turns"):
+        tool_steps(request(mcp("files"), model="agent"), wrong, CONFIG, "acme")

@@ -6,6 +6,7 @@ from typing import Any
 import orjson
 import pytest
 
+from eventing.errors import BadRequest, NewerRecord
 from eventing.job.job import Job, JobId, JobRequest, JobState
 from eventing.job.plan import Plan, PlannedStep
 from eventing.job.tools.call import CallState, EffectClass, ToolCall, Turn, arguments_digest
@@ -16,7 +17,7 @@ from eventing.job.tools.server import Approval, ServerKind, ToolServer
 from eventing.job.tools.tool_list import PinnedServer, PinnedTool, to_json
 from steps.tools.decision import ApprovalImpossible, decide
 from steps.tools.listing import effect_of
-from steps.tools.settings import ToolSettings, limits_of, parse_tool_settings
+from steps.tools.settings import ToolSettings, limits_of, parse_tool_settings, recorded_settings
 
 NOW_MS = 1_000_000
 SETTINGS = ToolSettings()
@@ -428,3 +429,21 @@ def test_settings_are_read_or_refused_by_name() -> None:
     for wrong in ({"x": 1}, {"servers": "a"}, {"limits": {"y": 1}}, {"on_approval": "now"}):
         with pytest.raises(Exception, match=r"must|not supported"):
             parse_tool_settings(wrong)
+
+
+def test_settings_that_a_newer_version_made_are_read_without_what_is_not_known() -> None:
+    read = recorded_settings(
+        {"on_approval": "end", "x": 1, "limits": {"parallel": 2, "max_dreams": 3}}
+    )
+    assert (read.on_approval, read.limits.parallel) == (OnApproval.END, 2)
+
+
+@pytest.mark.parametrize("made", [{"v": 2}, {"on_approval": "vote"}])
+def test_settings_whose_meaning_is_not_known_wait_for_a_newer_process(made: dict[str, Any]) -> None:
+    with pytest.raises(NewerRecord):
+        recorded_settings(made)
+
+
+def test_a_known_setting_that_is_wrong_is_refused_wherever_it_comes_from() -> None:
+    with pytest.raises(BadRequest, match="whole number"):
+        recorded_settings({"limits": {"parallel": 0}})
