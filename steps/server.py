@@ -47,8 +47,8 @@ from steps.runner.parts import Parts
 from steps.runner.runner import Runner, RunnerDeps
 from steps.settings import StepsSettings
 from steps.table import EventHandler, event_handlers, handlers
-from steps.tools.beside import BesideTool
 from steps.tools.make import make_tools
+from steps.tools.sidecar import ToolSidecar
 
 _log = structlog.get_logger()
 Table = Callable[[Parts], Mapping[str, Handler]]
@@ -87,11 +87,11 @@ class StepServer:
             ),
         )
         self._parts.at_drain.append(tools.caller.drain)
-        self._beside: BesideTool | None = None
+        self._sidecar: ToolSidecar | None = None
         self._event_handlers: Mapping[str, EventHandler]
         if server := settings.tools.servers.get(settings.tool_server):
-            self._beside = BesideTool(server, tools.caller)
-            self._event_handlers, table = {CALLED: self._beside}, lambda _: {}
+            self._sidecar = ToolSidecar(server, tools.caller)
+            self._event_handlers, table = {CALLED: self._sidecar}, lambda _: {}
         else:
             self._event_handlers = event_handlers(self._parts)
         self.runner = Runner(
@@ -140,15 +140,15 @@ class StepServer:
                 _log.error("not installed", action="start", step=name, reason=words)
 
     async def run_background(self) -> None:
-        """Run what steps have beside their handlers, and publish the events of an external broker, until
+        """Run what steps run in the background, and publish the events of an external broker, until
         cancelled. Says first what is not installed.
         """
-        beside: list[Callable[[], Awaitable[None]]] = list(self._parts.background)
-        if self._beside is None:
-            beside.append(partial(asyncio.to_thread, self._say_missing))
+        loops: list[Callable[[], Awaitable[None]]] = list(self._parts.background)
+        if self._sidecar is None:
+            loops.append(partial(asyncio.to_thread, self._say_missing))
         if isinstance(self.route, OutboxPublisher):
-            beside.append(partial(self.route.run, self._store))
-        await asyncio.gather(*(run() for run in beside))
+            loops.append(partial(self.route.run, self._store))
+        await asyncio.gather(*(run() for run in loops))
 
     async def drain(self) -> None:
         """Begin nothing more; what is under way ends within the grace, or is given up."""
@@ -156,8 +156,8 @@ class StepServer:
         await asyncio.gather(
             self.runner.drain(grace_s), *(drain(grace_s) for drain in self._parts.at_drain)
         )
-        if self._beside:
-            self._beside.drained.set()
+        if self._sidecar:
+            self._sidecar.drained.set()
 
     async def close(self) -> None:
         for close in self._parts.at_end:
@@ -171,14 +171,14 @@ class StepServer:
         # Pumps do not claim what would be refused; they learn at once that a run that was alone has ended.
         if not await self.runner.room.until_open(_PROBE_WAITS_S):
             return Response(status_code=503)
-        if self._beside and not await self._beside.listens():
+        if self._sidecar and not await self._sidecar.listens():
             return Response(status_code=503)
         return await self._ready.answer()
 
     async def _drained(self, _: Request) -> Response:
         """Answered when no call is under way any more: until then the tool beside this process must not end."""
-        if self._beside:
-            await self._beside.drained.wait()
+        if self._sidecar:
+            await self._sidecar.drained.wait()
         return Response(status_code=200)
 
     async def _take(self, request: Request) -> Response:
@@ -260,10 +260,10 @@ async def serve(server: StepServer) -> None:
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(listening)
-            beside = group.create_task(server.run_background())
+            background = group.create_task(server.run_background())
             await stopping.wait()
             await server.drain()
-            beside.cancel()
+            background.cancel()
             drained.set()
     finally:
         await server.close()

@@ -58,6 +58,24 @@ def test_the_index_of_decisions_lists_each_once_in_order_under_its_own_title() -
     assert list(listed.items()) == list(titles.items())
 
 
+def test_the_architecture_page_names_every_folder_of_a_package() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = dict(re.findall(r"^\| `(\w+)/` \| (`.*) \|$", page, re.MULTILINE))
+
+    folders = {
+        package: sorted(found.parent.name for found in (ROOT / package).glob("*/__init__.py"))
+        for package in table
+    }
+
+    assert len(folders) == 6
+    assert {
+        f"{package}/{folder}"
+        for package, held in folders.items()
+        for folder in held
+        if f"`{folder}`" not in table[package]
+    } == set()
+
+
 def test_the_start_page_leads_to_every_page_but_single_decisions_and_run_books() -> None:
     docs = ROOT / "docs"
     pages = {str(page.relative_to(docs)) for page in docs.rglob("*.md")}

@@ -1,6 +1,6 @@
-"""A steps process in the pod of one tool server: it takes that server's calls alone, once the server listens.
+"""The steps process as the sidecar of one tool server: it takes that server's calls alone, once the server listens.
 
-Called by `steps.server`. The pump beside it claims nothing while this process is not ready, so a call waits in its
+Called by `steps.server`. The pump in the pod claims nothing while this process is not ready, so a call waits in its
 queue, where what scales the tool counts it, until there is something to dial.
 """
 
@@ -21,7 +21,7 @@ _CONNECT_S: Final = 0.4
 """Longest wait for a connection: probes have a second."""
 
 
-class BesideTool:
+class ToolSidecar:
     """The calls of one server. The caller belongs to the process."""
 
     def __init__(self, server: ToolServer, caller: Caller) -> None:
