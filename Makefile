@@ -7,7 +7,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := eventing predictor api knative steps torpor tests bench examples
+SOURCES := eventing predictor api knative steps torpor tests bench examples scripts
 # Two a core: tests of processes mostly wait.
 WORKERS ?= 4
 PROMPT ?= Why do hummingbirds fall into torpor at night? Answer in two sentences.
@@ -43,13 +43,13 @@ $(VENV)/.installed: pyproject.toml scripts/install.py
 	@touch $@
 
 format: install ## Format and sort imports
-	@$(BIN)/ruff format -q $(SOURCES) scripts && $(BIN)/ruff check -q --fix $(SOURCES) scripts
+	@$(BIN)/ruff format -q $(SOURCES) && $(BIN)/ruff check -q --fix $(SOURCES)
 
 lint: install ## Style, spelling and the direction of imports
-	@$(BIN)/ruff format -q --check $(SOURCES) scripts
-	@$(BIN)/ruff check -q $(SOURCES) scripts
+	@$(BIN)/ruff format -q --check $(SOURCES)
+	@$(BIN)/ruff check -q $(SOURCES)
 	@$(BIN)/lint-imports
-	@$(BIN)/codespell eventing predictor api knative steps torpor docs README.md CHANGELOG.md
+	@$(BIN)/codespell eventing predictor api knative steps torpor docs README.md CONTRIBUTING.md CHANGELOG.md
 
 docs: install ## The documentation as a site in .site (links are checked)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict
@@ -154,5 +154,5 @@ images-push: ## Push what `make images` built
 clean: ## Remove what was made, but not the state in .torpor
 	@rm -rf $(VENV) .site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-.PHONY: help demo up test install format lint docs reference types test-unit test-faults test-properties test-failovers test-turns test-calls test-mcp soak mutate test-gpu check clean \
+.PHONY: help demo demo-tools demo-rag up test install format lint docs reference types test-unit test-faults test-properties test-failovers test-turns test-calls test-mcp soak mutate test-gpu check clean \
   wheel sbom bench bench-peers manifests manifests-lint images-lint images images-push test-containers
