@@ -193,7 +193,10 @@ class _Reading:
         self._stream, self._is_led_over, self._was_read = self.job.stream_id, False, True
         while True:
             is_running = not (self._is_waiting or self.job.state.is_terminal)
+            place = self._position.place
             entries = await _next(reader, _LOOK_AGAIN_S if is_running else self._pause_s)
+            if self._position.place != place:  # tokens were written directly
+                self._heard_s = time.monotonic()
             self._pause_s = min(2 * self._pause_s, _OUTLOOK_EVERY_S)
             if not entries and self._is_due():
                 self.job = await job_now(self._deps, self.job, with_result=self._with_result)

@@ -11,6 +11,9 @@ from eventing.job.plan import StepStatus
 from eventing.job.stream import EntryKind, StreamEntry
 from eventing.job.tools.call import CallState
 
+RawEntries = Sequence[tuple[bytes, Sequence[bytes]]]
+"""Entries as Redis sends them: each a cursor, and names and values in turn."""
+
 
 class TokensEntry(NamedTuple):
     """An entry of tokens as it is in the store, for readers that pass it on: texts are bytes, and ids are counted. A
@@ -36,16 +39,19 @@ class TokensEntry(NamedTuple):
         )
 
 
-def tokens_entry(cursor: bytes, flat: Sequence[bytes]) -> TokensEntry | None:
-    """From names and values in turn, as Redis sends them; None for an entry that is not of tokens alone, in the order
-    in which `append.lua` writes their fields.
+def tokens_entries(raw: RawEntries) -> list[TokensEntry] | None:
+    """The entries, where all are of tokens alone, with their fields in the order in which `append.lua` writes them;
+    None where one is not.
     """
-    if len(flat) != _TOKENS_LENGTH or flat[::2] != _TOKENS_LAYOUT or flat[1] != b"tokens":
-        return None
-    _, _, _, attempt, _, index, _, ids, _, delta = flat
-    count = 1 if ids.isdigit() else len(ids.split())
-    # A NamedTuple's own constructor takes three times as long.
-    return _new_tuple(TokensEntry, (cursor, int(attempt), int(index), count, ids, delta))
+    found = []
+    for cursor, flat in raw:
+        if len(flat) != _TOKENS_LENGTH or flat[1] != b"tokens" or flat[::2] != _TOKENS_LAYOUT:
+            return None
+        _, _, _, attempt, _, index, _, ids, _, delta = flat
+        count = 1 if ids.isdigit() else len(ids.split())
+        # A NamedTuple's own constructor takes three times as long.
+        found.append(_new_tuple(TokensEntry, (cursor, int(attempt), int(index), count, ids, delta)))
+    return found
 
 
 _TOKENS_LAYOUT: Final = [b"kind", b"attempt", b"index", b"ids", b"delta"]

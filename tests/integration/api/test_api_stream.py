@@ -11,7 +11,7 @@ import pytest
 from api.job import live
 from api.settings import ApiSettings
 from eventing.errors import Unavailable
-from eventing.job.job import JobId
+from eventing.job.job import Job, JobId
 from eventing.redis import keys
 from eventing.settings import ModelCard
 from eventing.store.redis_store import RedisStore
@@ -180,6 +180,34 @@ async def test_a_reader_of_a_running_job_that_is_deleted_is_let_go(
         rest = [event async for event in events]
 
     assert {"comment": "the job was deleted"} in rest
+
+
+async def test_the_record_is_not_read_while_tokens_come(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was, every 15 s for each reader: all that had come together paused the others for 200 ms."""
+    read_now, reads = live.job_now, list[str]()
+
+    async def noted(deps: live.LiveDeps, job: Job, *, with_result: bool = True) -> Job:
+        reads.append(job.id)
+        return await read_now(deps, job, with_result=with_result)
+
+    monkeypatch.setattr(live, "_LOOK_AGAIN_S", 1.0)
+    monkeypatch.setattr(live, "job_now", noted)
+    job_id = await rig.submit()
+    predictor = await rig.predictor(job_id)
+    async with asyncio.timeout(60), following(rig, job_id) as events:
+        for _ in range(18):
+            await asyncio.sleep(0.1)
+            await predictor.chat("Hello")
+        reads_while_tokens_came = len(reads)
+        while not reads:
+            await asyncio.sleep(0.01)
+        await predictor.finish(chat_result("Hello" * 18))
+        seen = [event async for event in events if "event" in event]
+
+    assert names_of(seen) == ["state", "attempt", *["tokens"] * 18, "state", "result"]
+    assert reads_while_tokens_came == 0
 
 
 async def test_an_end_missing_from_the_stream_is_found_in_the_record(

@@ -309,7 +309,7 @@ async def test_other_calls_get_their_turn_while_many_entries_are_passed_on(
     hub: StreamMultiplexer, store: RedisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = count(0, 0.001)
-    monkeypatch.setattr(token_hub, "_cpu_s", clock.__next__)  # each look at it takes a millisecond
+    monkeypatch.setattr(token_hub, "_now_s", clock.__next__)  # each look at it takes a millisecond
     turns, seen = 0, list[int]()
 
     async def other_calls() -> None:

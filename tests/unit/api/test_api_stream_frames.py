@@ -14,7 +14,7 @@ from api.routes.stream import entry_event, parse_cursor, token_frame
 from eventing.errors import BadRequest
 from eventing.job.stream import EntryKind, StreamEntry
 from eventing.job.tools.call import CallState
-from eventing.redis.stream_entry import TokensEntry, parse_flat_entry, tokens_entry
+from eventing.redis.stream_entry import TokensEntry, parse_flat_entry, tokens_entries
 
 numbers = st.integers(0, 10**9)
 
@@ -33,8 +33,7 @@ def test_a_token_frame_is_the_frame_of_its_event(
             "delta": shown,
         }
         flat = [str(part).encode() for pair in fields.items() for part in pair]
-        entry = tokens_entry(b"17-3", flat)
-        assert entry is not None
+        (entry,) = tokens_entries([(b"17-3", flat)]) or ()
         assert entry.parsed() == parse_flat_entry(b"17-3", flat)
         name, data, cursor = entry_event(entry.parsed())
 
@@ -61,7 +60,11 @@ def test_a_token_frame_is_the_frame_of_its_event(
 def test_an_entry_that_is_not_of_tokens_alone_is_not_passed_on_as_it_is(
     fields: dict[bytes, bytes],
 ) -> None:
-    assert tokens_entry(b"17-3", [part for pair in fields.items() for part in pair]) is None
+    tokens = [b"kind", b"tokens", b"attempt", b"1", b"index", b"1", b"ids", b"7", b"delta", b"[]"]
+    flat = [part for pair in fields.items() for part in pair]
+
+    assert tokens_entries([(b"17-2", tokens)]) is not None
+    assert tokens_entries([(b"17-2", tokens), (b"17-3", flat)]) is None
 
 
 @pytest.mark.parametrize("text", ["5-", "-5", "5", "a-b", "5-5-5", "٣-١", "1" * 20 + "-0"])
