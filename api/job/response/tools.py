@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from api.view.items.retrieval import RESULTS
 from eventing.errors import BadRequest, InvalidJob
+from eventing.job.call.json_schema import check_parameters
 from eventing.job.call.rule import check, one_of
 from eventing.job.plan import PlannedStep
 from eventing.job.tools.asked import MCP, asked_servers
@@ -57,6 +58,8 @@ def _tools(tools: Any) -> list[dict[str, Any]]:
         names = ("description", "parameters", "strict")
         function = {name: tool[name] for name in names if tool.get(name) is not None}
         function["name"] = item_field(tool, "name", where)
+        if "parameters" in function:
+            check_parameters(function["parameters"], f"{where}.parameters")
         found.append({"type": "function", "function": function})
     return found
 

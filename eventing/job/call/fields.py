@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from eventing.errors import InvalidJob
+from eventing.job.call.json_schema import check_parameters, schema_fault
 from eventing.job.call.moderation import (
     JUDGED_SCHEMA,
     MODERATION,
@@ -305,6 +306,8 @@ def _check_tools(tools: Any) -> None:
         check(f"{where}.", tool.get("type"), TEXT, "type")
         if tool["type"] == "function":
             _check_function(tool, where)
+            if (parameters := tool["function"].get("parameters")) is not None:
+                check_parameters(parameters, f"{where}.function.parameters")
 
 
 def _check_pairs(body: Mapping[str, Any]) -> None:
@@ -358,6 +361,8 @@ def _check_format(form: Any) -> None:
         check(f"{where}.json_schema.", inner.get("name"), NAME, "name")
         if inner.get("schema") is not None:
             check(f"{where}.json_schema.", inner["schema"], OBJECT, "schema")
+            if fault := schema_fault(inner["schema"], f"{where}.json_schema.schema"):
+                raise InvalidJob(f"{fault[0]} {fault[1]}", fault[0])
 
 
 def _check_prompt(value: Any, where: str) -> None:

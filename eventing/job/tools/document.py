@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 import yaml
 
 from eventing.errors import BadRequest
+from eventing.job.call.json_schema import check_parameters
 from eventing.job.tools.call import EffectClass
 from eventing.job.tools.limits import check_limits
 from eventing.job.tools.server import (
@@ -119,6 +120,7 @@ def _server(label: Any, entry: Any) -> ToolServer:
     parameters = _object(f"{where}.parameters", given.get("parameters", {}), None)
     if parameters and not is_function:
         raise tools_error(f"{where}.parameters", "an MCP server lists its own tools")
+    _check_schema(f"{where}.parameters", parameters)
     tools, deployment = _tools(where, given.get("tools", ()), kind), _deployment(where, given, kind)
     if deployment and not is_function and not tools:
         raise tools_error(f"{where}.tools", "must have its tools: at zero it can not be asked")
@@ -165,7 +167,15 @@ def _tools(where: str, value: Any, kind: ServerKind) -> tuple[Mapping[str, Any],
         name = _object(f"{where}.tools.{number}", each, None).get("name")
         if not isinstance(name, str) or not name:
             raise tools_error(f"{where}.tools.{number}.name", "must be the tool's name")
+        _check_schema(f"{where}.tools.{number}.inputSchema", each.get("inputSchema", {}))
     return tuple(value)
+
+
+def _check_schema(where: str, schema: Any) -> None:
+    try:
+        check_parameters(schema, where)
+    except BadRequest as error:
+        raise tools_error(error.field, error.message.removeprefix(f"{error.field} ")) from error
 
 
 def _deployment(where: str, server: Mapping[str, Any], kind: ServerKind) -> ToolDeployment | None:

@@ -504,3 +504,12 @@ async def test_who_may_approve_is_said_by_scope_and_by_policy(
     assert "another key" in found[0].text
     assert "lacks the scope approvals" in found[1].text
     assert found[2].json()["error"]["code"] == "previous_response_not_found"
+
+
+async def test_parameters_that_are_no_schema_are_refused_by_their_place(
+    client: AsyncOpenAI,
+) -> None:
+    wrong: Any = {**OWN, "parameters": {"properties": {"n": {"type": "int"}}}}
+    with pytest.raises(openai.BadRequestError, match="must be one of") as refused:
+        await client.responses.create(model="m", input="x", tools=[BOX, wrong])
+    assert refused.value.param == "tools[1].parameters.properties.n.type"

@@ -410,3 +410,17 @@ def test_a_setting_of_a_model_that_there_is_not_is_refused_at_the_submit() -> No
     wrong = parse_pipelines({"agent": {"steps": [{"step": "tools", "settings": {"max_turns": 3}}]}})
     with pytest.raises(InvalidJob, match="no setting max_turns"):
         tool_steps(request(mcp("files"), model="agent"), wrong, CONFIG, "acme")
+
+
+def test_a_function_whose_parameters_are_no_schema_is_refused_by_its_place() -> None:
+    function = {"name": "f", "parameters": {"properties": {"n": {"type": "int"}}}}
+    with pytest.raises(InvalidJob, match="must be one of string, number") as refused:
+        request({"type": "function", "function": function})
+    assert refused.value.field == "body.tools[0].function.parameters.properties.n.type"
+
+
+def test_a_format_that_is_no_schema_is_refused_by_its_place() -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "f", "schema": {"required": "n"}}}
+    with pytest.raises(InvalidJob, match="a list of texts") as refused:
+        request(response_format=form)
+    assert refused.value.field == "body.response_format.json_schema.schema.required"

@@ -1,6 +1,9 @@
 """tools.yaml: what it may say, what is refused by name, and what of it the model is told."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +113,35 @@ def test_what_a_server_can_not_have_is_named(server: dict[str, Any], field: str)
 def test_a_label_is_one_that_a_models_function_name_can_begin_with(label: str) -> None:
     with pytest.raises(BadRequest, match="label"):
         parse_tools({"servers": {label: {"url": "https://a.example"}}})
+
+
+@pytest.mark.parametrize(
+    ("server", "field"),
+    [
+        (
+            {"kind": "function", "parameters": {"properties": {"n": {"type": "int"}}}},
+            "servers.a.parameters.properties.n.type",
+        ),
+        (
+            {"tools": [{"name": "do", "inputSchema": {"required": "n"}}]},
+            "servers.a.tools.0.inputSchema.required",
+        ),
+    ],
+    ids=["of a function", "of a tool"],
+)
+def test_parameters_that_are_no_schema_are_refused_by_their_place(
+    tmp_path: Path, server: dict[str, Any], field: str
+) -> None:
+    file = tmp_path / "tools.yaml"
+    file.write_text(json.dumps({"servers": {"a": {"url": "http://a.example/", **server}}}))
+    with pytest.raises(BadRequest, match=r"^tools: \S+ must be ") as refused:
+        load_tools(file)
+    assert refused.value.field == field
+    ended = subprocess.run(
+        [sys.executable, "-m", "steps"],
+        env={**os.environ, "TORPOR_TOOLS_FILE": str(file)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert (ended.returncode, field in ended.stderr) == (2, True), ended.stderr
