@@ -137,18 +137,18 @@ def _name(call: Shown) -> str:
 
 
 def held(loops: Loops) -> Between:
-    """The predictor waits."""
+    """The predictor stays up between the turns."""
     return Between(loops.tool_s, 0.0)
 
 
 def asleep(loops: Loops, cold_start_s: float, tokens_per_s: float) -> Between:
-    """It is gone at once, and wakes for each turn."""
+    """The predictor is scaled to zero at once, and wakes for each turn."""
     waking = sum(cold_start_s + gap.again_tokens / tokens_per_s for gap in loops.gaps)
     return Between(waking, waking)
 
 
 def expected(loops: Loops, cold_start_s: float, tokens_per_s: float) -> Between:
-    """It waits as long as the tool is expected back (docs/adr/0389)."""
+    """The predictor stays up for as long as the tool is expected back (docs/adr/0389)."""
     gpu_s = later_s = 0.0
     for gap in loops.gaps:
         most_s = cold_start_s + gap.prompt_tokens / tokens_per_s
@@ -164,7 +164,7 @@ def expected(loops: Loops, cold_start_s: float, tokens_per_s: float) -> Between:
 def loop_notes(
     loops: Loops, cold_start_s: float, assumed_tokens_per_s: float, price_per_gpu_hour: float
 ) -> list[str]:
-    """The same in lines; a reading speed that no turn says is the assumed one."""
+    """The costs as lines of text; where no turn gives a reading speed, the assumed one counts."""
     speed = loops.tokens_per_s or assumed_tokens_per_s
     source = "measured" if loops.tokens_per_s else "the engine's, as no turn says it"
     share = 100 * loops.cached_tokens / max(loops.prompt_tokens, 1)

@@ -86,7 +86,7 @@ class Audits:
             await self._deps.jobs.delete(job.id)
 
     async def record(self, judged: Judged) -> None:
-        """Record a verdict, and tell it. What was recorded before is told again, under the same identity."""
+        """Record a verdict and publish its event; for a verdict that was recorded before, the same event once more."""
         job_id = None if golden_row(judged.name) else JobId(judged.name)
         audit = await self._deps.audits.get(job_id) if job_id else None
         is_new = await self._deps.audits.judge(judged, audit)

@@ -24,7 +24,6 @@ _LOOK_EVERY_S: Final = 0.2
 READERS: Final = 64
 """Readers that a tenant may have at one api process."""
 _PAGE: Final = 100
-NOW: Final = "$"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +34,7 @@ class FeedEntry:
     job: Job | None
 
 
-class _Line:
+class _FollowedTenant:
     """A tenant whose feed has readers in this process."""
 
     def __init__(self) -> None:
@@ -52,7 +51,7 @@ class ResultFeed:
     def __init__(self, redis: Redis, store: JobReader) -> None:
         self._redis = redis
         self._store = store
-        self._lines: dict[str, _Line] = {}
+        self._followed: dict[str, _FollowedTenant] = {}
         self._is_read = asyncio.Event()
 
     async def newest(self, tenant: str) -> str:
@@ -82,33 +81,33 @@ class ResultFeed:
 
     def check_room(self, tenant: str) -> None:
         """Raises `Overloaded` when the tenant has the largest allowed number of readers here."""
-        if tenant in self._lines and self._lines[tenant].readers >= READERS:
+        if tenant in self._followed and self._followed[tenant].readers >= READERS:
             raise Overloaded(f"{READERS} readers of these events are here already", 5.0)
 
     @asynccontextmanager
     async def reading(self, tenant: str) -> AsyncIterator[None]:
         """Registers a reader of the tenant's feed while the block runs."""
-        line = self._lines.setdefault(tenant, _Line())
-        line.readers += 1
+        followed = self._followed.setdefault(tenant, _FollowedTenant())
+        followed.readers += 1
         self._is_read.set()
         try:
             yield
         finally:
-            line.readers -= 1
-            if not line.readers:
-                del self._lines[tenant]
+            followed.readers -= 1
+            if not followed.readers:
+                del self._followed[tenant]
 
     async def grew(self, tenant: str, after: str) -> None:
         """Return once there are entries after `after`. Only inside `reading`."""
-        line = self._lines[tenant]
-        while cursor_order(line.newest) <= cursor_order(after):
-            line.grew.clear()
-            await line.grew.wait()
+        followed = self._followed[tenant]
+        while cursor_order(followed.newest) <= cursor_order(after):
+            followed.grew.clear()
+            await followed.grew.wait()
 
     async def run(self) -> None:
         """Check all feeds with readers, until cancelled. Without readers nothing is read."""
         while True:
-            while not self._lines:
+            while not self._followed:
                 self._is_read.clear()
                 await self._is_read.wait()
             with suppress(StoreUnavailable):  # the next check may succeed
@@ -116,16 +115,16 @@ class ResultFeed:
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def _look(self) -> None:
-        tenants = list(self._lines)
+        tenants = list(self._followed)
         async with failures_named(), self._redis.pipeline(transaction=False) as pipe:
             for tenant in tenants:
                 pipe.xrevrange(keys.results_of(tenant), count=1)
             newest = await pipe.execute()
         for tenant, rows in zip(tenants, newest, strict=True):
-            line = self._lines.get(tenant)
-            if rows and line is not None and line.newest != (cursor := rows[0][0].decode()):
-                line.newest = cursor
-                line.grew.set()
+            followed = self._followed.get(tenant)
+            if rows and followed is not None and followed.newest != (cursor := rows[0][0].decode()):
+                followed.newest = cursor
+                followed.grew.set()
 
     async def _read(self, tenant: str, cursor: str, fields: dict[bytes, bytes]) -> FeedEntry:
         job = await self._store.get(JobId(fields[b"job"].decode()), with_result=False)

@@ -58,7 +58,7 @@ class BudgetUse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassedBudget:
-    """An account whose soft budget of the month is passed, which its owner has not been told yet."""
+    """An account whose soft budget of the month is passed, of which its owner has not been notified yet."""
 
     account: Account
     month: str
@@ -76,7 +76,7 @@ class Budgets:
     async def take(
         self, accounts: Sequence[Account], job_id: JobId, cost: float
     ) -> list[BudgetUse]:
-        """Hold `cost` in every account. Raises `BudgetSpent` naming the first that has not so much left."""
+        """Hold `cost` in every account. Raises `BudgetSpent` naming the first that has less left."""
         args: list[Argument] = [
             job_id,
             _micro(cost),
@@ -97,8 +97,8 @@ class Budgets:
     async def settle(
         self, accounts: Sequence[Account], job_id: JobId, cost: float
     ) -> list[PassedBudget]:
-        """The job has ended, and cost so much. Only the first call counts. Gives the accounts whose owners are to be
-        told that their soft budget is passed; to this caller alone, for some seconds.
+        """Charge an ended job. Only the first call counts. Gives the accounts whose owners are to be notified of
+        a passed soft budget; for some seconds no other caller is given them.
         """
         args: list[Argument] = [job_id, _micro(cost), _TELLING_MS, self._price]
         async with failures_named():
@@ -115,8 +115,8 @@ class Budgets:
             if is_due
         ]
 
-    async def told(self, passed: PassedBudget) -> None:
-        """The owner was told, for this month."""
+    async def mark_notified(self, passed: PassedBudget) -> None:
+        """Record that the owner has been notified, for this month."""
         async with failures_named():
             await self._redis.hset(passed.account.key, "told", passed.month)
 

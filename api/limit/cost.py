@@ -12,12 +12,12 @@ from eventing.telemetry.cost import Prices
 
 
 def cost_of(job: Job, prices: Prices) -> float:
-    """What an ended job did cost."""
+    """The cost of an ended job."""
     return sum(costs_of(job, prices).values())
 
 
 def costs_of(job: Job, prices: Prices) -> dict[str, float]:
-    """The same by what it was spent on (`eventing.telemetry.cost.KINDS`)."""
+    """The cost of an ended job, by kind (`eventing.telemetry.cost.KINDS`)."""
     model, usage = job.to_run.model, job.usage
     if job.cache is not None and job.cache.is_hit:
         usage = None

@@ -90,13 +90,13 @@ class JobBudgets:
         return {"torpor-budget": ", ".join(map(_header, passed))} if passed else {}
 
     async def give_back(self, new: NewJob) -> None:
-        """The job was not recorded."""
+        """Return what was held for a job that was not recorded."""
         if accounts := self.accounts(new.tenant, new.metadata):
             await self._budgets.settle(accounts, new.id, 0.0)
 
     async def pay(self, job: Job) -> None:
-        """The job has ended. Idempotent. Raises `Unavailable` while it cannot be told that a soft budget is passed;
-        the call must then be repeated.
+        """Charge an ended job. Idempotent. Raises `Unavailable` while the owner of a passed soft budget cannot be
+        notified; the call must then be repeated.
         """
         accounts = self.accounts(job.tenant, job.metadata)
         if not accounts:
@@ -107,7 +107,7 @@ class JobBudgets:
                 await self._notices.soft_budget_passed(passed, job.tenant)
             except BadRequest as error:  # no broker will ever take it
                 _log.error("not told", action="budget", reason=error.code)
-            await self._budgets.told(passed)
+            await self._budgets.mark_notified(passed)
             _passed.labels(passed.account.of).inc()
 
     async def look(self, principal: Principal) -> list[BudgetView]:

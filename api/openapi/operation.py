@@ -44,8 +44,8 @@ Answers = Answer | Mapping[int, Answer | tuple[Answer, ...]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Doc:
-    """What the document says of a call beyond its docstring. `refuses` are statuses that do not
-    follow from the path, the parameters and the body.
+    """What the OpenAPI document says of an operation beyond its docstring. `refuses` are statuses that do not follow
+    from the path, the parameters and the body.
     """
 
     answers: Answers
@@ -54,7 +54,7 @@ class Doc:
     refuses: tuple[int, ...] = ()
 
     def operation(self, path: str) -> dict[str, Any]:
-        """The Operation Object, but for what the docstring says."""
+        """The Operation Object, without its summary and description, which are the docstring."""
         ids = [Parameter(name, f"Its {name}", "path") for name in _path_names(path)]
         answers = self.answers if isinstance(self.answers, Mapping) else {200: self.answers}
         form = "OpenAI" if is_openai_path(path) else "Problem"

@@ -16,14 +16,14 @@ from eventing.telemetry.usage import UsageRow
 
 
 class GroupBy(StrEnum):
-    """What results are told apart by."""
+    """The fields that usage can be grouped by."""
 
     KEY = "api_key_id"
     MODEL = "model"
 
 
 class CostGroupBy(StrEnum):
-    """What costs are told apart by."""
+    """The fields that costs can be grouped by."""
 
     KEY = "api_key_id"
     MODEL = "model"

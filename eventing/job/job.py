@@ -209,7 +209,7 @@ class Job:
 
     @property
     def told_turns(self) -> tuple[Turn, ...]:
-        """The turns as people are told of them: no call of a job that was cancelled or failed waits or runs."""
+        """The turns as callers are shown them: no call of a job that was cancelled or failed waits or runs."""
         if self.state not in (JobState.CANCELLED, JobState.FAILED):
             return self.turns
         return tuple(

@@ -34,7 +34,7 @@ class _Entry:
 
 
 class MemoryAnswers:
-    """The kept answers of all tenants, and who waits for whom. `find` gives a record that is still kept."""
+    """The kept answers of all tenants, and the followers of each job. `find` gives a record that is still kept."""
 
     def __init__(
         self,

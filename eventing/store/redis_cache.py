@@ -21,8 +21,8 @@ from eventing.store.job_record.parse import fresh
 
 
 def ask_args(new: NewJob, retention_s: int, *, has_objects: bool) -> bytes:
-    """What the script is told of the cache; empty for nothing. Without `has_objects`, answers that lie in the object
-    store are not served.
+    """The script's arguments about the cache; empty where it is not asked. Without `has_objects`, answers in the
+    object store are not served.
     """
     ask = new.cache
     if ask is None:

@@ -342,7 +342,7 @@ class _Prepared:
 
     @property
     def env(self) -> dict[str, str]:
-        """What its predictors are told beside what all parts are."""
+        """The environment of its predictors, beyond that of every process of the stack."""
         url, _, there = self.model.source.partition("#")
         is_provider = self.settings.engine is EngineKind.UPSTREAM
         provider = {

@@ -152,9 +152,7 @@ def _cells(path: Path) -> Iterator[tuple[int, _Cells]]:
 
 
 def _first_line(file: TextIO) -> tuple[int, str]:
-    """How many lines stand before the first that says something, and that one. Excel's own line that names the
-    separator says nothing.
-    """
+    """The first line with content, and how many stand before it. Excel's line that names the separator is none."""
     for number, line in enumerate(file):
         if line.strip() and not line.lower().startswith("sep="):
             return number, line

@@ -175,5 +175,5 @@ def _is_hosted(tool: Any) -> bool:
 
 
 def _is_of_hosted(name: Any) -> bool:
-    """Whether a word of `include` asks for what a hosted tool's call gave."""
+    """Whether an entry of `include` asks for the output of a hosted tool."""
     return isinstance(name, str) and "_call" in name.partition(".")[0] and name != RESULTS

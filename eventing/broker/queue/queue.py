@@ -140,7 +140,7 @@ class Queue:
         return replace(claimed, is_prefix_seen=is_seen) if prefix else claimed
 
     def _look_again_in(self, delay_ms: int) -> None:
-        """Something may be claimed then that no event tells of."""
+        """Look again after this time: something can be claimed then, and no event announces it."""
         if delay_ms > 0 and len(self._looks_s) < _MOST_LOOKS:
             heappush(self._looks_s, asyncio.get_running_loop().time() + delay_ms / 1000)
 
@@ -246,7 +246,7 @@ class Queue:
             await run(self._redis, "nack", [self._key[n] for n in names], args)
 
     def forget_seen(self) -> None:
-        """The engine has gone, and what it had seen with it."""
+        """Forget the prefixes that the engine had cached: it has gone."""
         if self._seen is not None:
             self._seen.forget()
 

@@ -2,7 +2,7 @@
 since a history was made shorter. Pure.
 
 Called by the step `tools`, which asks for approval after results of servers that are not trusted, and by what shortens
-histories: it leaves a line that names the servers. A line that somebody else writes can only add a server.
+histories: it leaves a line that names the servers. A line of any other author can only add a server.
 """
 
 import re

@@ -136,7 +136,7 @@ async def test_one_process_at_a_time_tells(redis: Redis) -> None:
     ends = (budgets.settle([account], JobId(f"job-{number}"), 1) for number in range(4))
     told = [each for passed in await asyncio.gather(*ends) for each in passed]
     assert len(told) == 1
-    await budgets.told(told[0])
+    await budgets.mark_notified(told[0])
     assert await budgets.settle([account], JobId("job-0"), 1) == []
 
 

@@ -99,7 +99,7 @@ def load(**given: Any) -> None:
 
 
 def _plan(options: LoadOptions) -> LoadPlan:
-    """What to run. Raises ValueError, TraceError or OSError for what cannot be."""
+    """The load to run. Raises ValueError, TraceError or OSError for options that give none."""
     mix = parse_mix(options.clients)
     lengths = Lengths(prompt_median=options.prompt_median, output_median=options.output_median)
     load = Load(_source(options, lengths), options.seed)

@@ -232,7 +232,7 @@ class FileKeyStore:
 
 
 class _Place(NamedTuple):
-    """Where keys lie, as far as it was said."""
+    """Where keys are stored, as far as the flags say."""
 
     redis_url: str
     file: Path | None

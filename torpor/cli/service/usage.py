@@ -20,7 +20,7 @@ _BY_DAY: Final = "/v1/organization/usage/completions"
 
 
 class Group(StrEnum):
-    """What rows of a day are told apart by."""
+    """The fields that the rows of a day can be grouped by."""
 
     KEY = "key"
     MODEL = "model"
