@@ -87,6 +87,7 @@ class TestStreams:
             await append(rig.store, lease, batch)
 
         entries = await rig.store.read_stream(job_id())
+        assert len(entries) > 10
         for position, entry in enumerate(entries):
             final_batch = await rig.store.read_stream(job_id(), after=entry.cursor)
             assert final_batch == entries[position + 1 :]

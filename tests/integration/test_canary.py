@@ -217,7 +217,7 @@ def lost(client: httpx.Client, job_id: str) -> dict[str, Any]:
 
 
 def knock(client: httpx.Client, stack: LocalStack, done: Run) -> None:
-    """Credentials that are wrong, expired, in the wrong place or at the wrong door."""
+    """Credentials that are wrong, expired, in the wrong place or at the wrong route."""
     wrong = done.secrets["API key"][:-4] + "AAAA"
     for name, token in {
         "nonsense": TOKEN,
@@ -233,10 +233,10 @@ def knock(client: httpx.Client, stack: LocalStack, done: Run) -> None:
     bad = client.get("/v1/jobs", headers={"authorization": f"Basic {TOKEN}", "x-api-key": TOKEN})
     done.texts["refusal of another scheme"] = bad.text
     for part, path in (("broker", ""), ("activator", "/events"), ("api", "/internal/events")):
-        door = f"{stack.addresses[part].rstrip('/')}{path or '/'}"
+        address = f"{stack.addresses[part].rstrip('/')}{path or '/'}"
         for content in (PROMPT, json.dumps({"specversion": "1.0", "data": PROMPT})):
             answer = httpx.post(
-                door,
+                address,
                 content=content,
                 headers={"authorization": f"Bearer {TOKEN}", "ce-id": KEY},
                 timeout=120,
@@ -309,6 +309,7 @@ def test_no_log_metric_span_or_refusal_contains_the_callers_input(run: Run, text
 
 
 def test_no_log_metric_span_or_refusal_contains_the_models_output(run: Run) -> None:
+    assert run.outputs
     for output in run.outputs:
         words = output.split()
         assert where(run, " ".join(words[:4])) == []

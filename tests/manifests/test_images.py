@@ -46,7 +46,10 @@ def test_hadolint_finds_nothing() -> None:
 
 def test_every_base_is_pinned(dockerfile: str) -> None:
     arguments = dict(re.findall(r"^ARG (\w+)=(\S+)", dockerfile, re.MULTILINE))
-    for base in re.findall(r"^FROM (\S+)", dockerfile, re.MULTILINE):
+    bases = re.findall(r"^FROM (\S+)", dockerfile, re.MULTILINE)
+
+    assert bases
+    for base in bases:
         for name, value in arguments.items():
             base = base.replace(f"${{{name}}}", value)
         tag = base.rpartition("/")[2].partition(":")[2]
@@ -97,8 +100,10 @@ def test_files_that_an_image_copies_are_not_ignored_by_the_build(dockerfile: str
     listed = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
     let_in = {line.removeprefix("!") for line in listed if line.startswith("!")}
 
-    for sources in re.findall(r"^COPY (?!--from)(.+) \S+$", dockerfile, re.MULTILINE):
-        assert set(sources.split()) <= let_in
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", dockerfile, re.MULTILINE)
+
+    assert copied
+    assert {source for sources in copied for source in sources.split()} <= let_in
 
 
 def test_image_builds_accept_a_package_mirror_and_its_authority(

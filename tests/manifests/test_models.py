@@ -183,7 +183,7 @@ def test_models_with_colliding_names_are_refused(
         load_values(tmp_path / "values.yaml")
 
 
-def test_the_door_knows_the_context_that_each_engine_runs_with(
+def test_the_api_knows_the_context_that_each_engine_runs_with(
     overlays: dict[str, Resources],
 ) -> None:
     """Otherwise a prompt between the two wakes a predictor to be refused."""

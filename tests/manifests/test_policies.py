@@ -107,7 +107,7 @@ def behind(resources: Resources, host: str) -> Iterator[tuple[str, int]]:
 def called(resources: Resources, caller: str, text: str) -> Iterator[Way]:
     """The ways to all of our Services that a text names."""
     for host, _ in OWN_HOST.findall(text):
-        yield from ((caller, *door) for door in behind(resources, host))
+        yield from ((caller, *port) for port in behind(resources, host))
 
 
 def needed(resources: Resources) -> set[Way]:
@@ -126,7 +126,7 @@ def needed(resources: Resources) -> set[Way]:
     for r in named(resources, "ScaledObject"):
         found |= set(called(resources, "keda", texts(r["spec"])))
     if any(named(resources, "Ingress")):
-        found |= {(ANYONE, *door) for door in behind(resources, parts.API)}
+        found |= {(ANYONE, *port) for port in behind(resources, parts.API)}
     for r in named(resources, "Trigger"):
         reached = (r["spec"]["subscriber"], r["spec"]["delivery"]["deadLetterSink"])
         found |= {way for to in reached for way in called(resources, mesh(resources), texts(to))}
@@ -139,7 +139,7 @@ def needed_by(
     """The calls of one container: its store, its broker, its trigger's subscriber, the internet."""
     env = {entry["name"]: entry.get("value", "") for entry in box.get("env", [])}
     if "TORPOR_REDIS_URL" in env:
-        yield from ((pod.name, *door) for door in behind(resources, parts.REDIS))
+        yield from ((pod.name, *port) for port in behind(resources, parts.REDIS))
     if "STORAGE_URI" in env or box["name"] == "api":
         yield pod.name, "internet", 443
     if urlsplit(env.get("TORPOR_UPSTREAM_URL", "")).scheme == "https":

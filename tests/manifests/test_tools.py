@@ -193,12 +193,18 @@ def test_a_wrong_value_is_named(given: dict[str, Any], message: str) -> None:
 
 
 def test_a_trigger_of_calls_is_one_that_knative_takes(overlays: dict[str, Resources]) -> None:
-    for resource in overlays["serverless"]:
-        if resource["kind"] == "Trigger" and resource["metadata"]["name"].startswith("tool-"):
-            assert parse_trigger(
-                {**resource, "spec": {**resource["spec"], "subscriber": {"uri": "http://a/e"}}}
-            )
-            assert set(resource["spec"]["filter"]["attributes"]) == {"type", "toolserver"}
+    triggers = [
+        each
+        for each in overlays["serverless"]
+        if each["kind"] == "Trigger" and each["metadata"]["name"].startswith("tool-")
+    ]
+
+    assert triggers
+    for each in triggers:
+        assert parse_trigger(
+            {**each, "spec": {**each["spec"], "subscriber": {"uri": "http://a/e"}}}
+        )
+        assert set(each["spec"]["filter"]["attributes"]) == {"type", "toolserver"}
 
 
 def test_one_machine_has_the_same_tools(tmp_path: Path) -> None:

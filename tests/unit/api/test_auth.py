@@ -34,7 +34,9 @@ def calling(token: str = "", path: str = "/v1/jobs", **headers: str) -> HTTPConn
     return HTTPConnection({"type": "http", "path": path, "headers": raw, "query_string": b""})
 
 
-def door(*kept: ApiKey, token: str = BROKER, now_s: float = NOW_S) -> CredentialAuthenticator:
+def authenticator(
+    *kept: ApiKey, token: str = BROKER, now_s: float = NOW_S
+) -> CredentialAuthenticator:
     credentials = Credentials(keys=Shelf(*kept), delivery_token=token)
     return CredentialAuthenticator(credentials, wall_s=lambda: now_s)
 
@@ -43,7 +45,7 @@ KEY, TEXT = mint("acme", now_s=NOW_S, scopes=("jobs:read", "jobs:write"))
 
 
 async def test_a_key_says_whose_it_is_and_what_it_may() -> None:
-    principal = await door(KEY).principal_of(calling(TEXT))
+    principal = await authenticator(KEY).principal_of(calling(TEXT))
 
     assert (principal.tenant, principal.key_id) == ("acme", KEY.id)
     assert principal.scopes == {Scope.JOBS_READ, Scope.JOBS_WRITE}
@@ -82,19 +84,19 @@ OTHER, OTHER_TEXT = mint("acme", now_s=NOW_S)
 )
 async def test_every_refusal_looks_the_same(connection: HTTPConnection) -> None:
     with pytest.raises(Unauthorized) as refused:
-        await door(KEY, EXPIRED).principal_of(connection)
+        await authenticator(KEY, EXPIRED).principal_of(connection)
 
     assert refused.value.message == "send a valid key as «Authorization: Bearer ...»"
 
 
 async def test_an_expired_key_was_good_until_then() -> None:
-    principal = await door(EXPIRED, now_s=NOW_S - 1).principal_of(calling(EXPIRED_TEXT))
+    principal = await authenticator(EXPIRED, now_s=NOW_S - 1).principal_of(calling(EXPIRED_TEXT))
 
     assert principal.tenant == "acme"
 
 
 async def test_the_brokers_token_delivers_results_and_nothing_else() -> None:
-    principal = await door(KEY).principal_of(calling(BROKER))
+    principal = await authenticator(KEY).principal_of(calling(BROKER))
 
     assert principal.scopes == {Scope.RESULTS_WRITE}
 
@@ -102,7 +104,7 @@ async def test_the_brokers_token_delivers_results_and_nothing_else() -> None:
 async def test_no_key_can_deliver_results() -> None:
     every, text = mint("acme", now_s=NOW_S, scopes=SCOPES)
 
-    principal = await door(every).principal_of(calling(text))
+    principal = await authenticator(every).principal_of(calling(text))
 
     assert Scope.RESULTS_WRITE not in principal.scopes
 
@@ -184,7 +186,7 @@ class TestPagesOfOthers:
     async def test_with_keys_a_page_needs_one(self) -> None:
         headers = {"host": "127.0.0.1:8000", "origin": "https://evil.example"}
 
-        principal = await door(KEY).principal_of(calling(TEXT, **headers))
+        principal = await authenticator(KEY).principal_of(calling(TEXT, **headers))
 
         assert principal.tenant == "acme"
 

@@ -63,7 +63,7 @@ async def test_a_handed_over_job_costs_no_attempt_however_often() -> None:
         assert text_of(await harness.deliver(event)) == whole
 
 
-async def test_the_door_is_closed_at_once() -> None:
+async def test_no_call_is_admitted_from_the_first_moment_of_a_drain() -> None:
     async with open_harness() as harness:
         Drain(harness.admission, harness.keeper, grace_s=60).begin("SIGTERM")
 
