@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.connection import Connection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError
 from redis.backoff import NoBackoff
@@ -31,6 +32,7 @@ from eventing.errors import StoreUnavailable
 from eventing.process.dependency import Dependency
 from eventing.process.store_url import parse_store_url
 from eventing.redis.multiplexed_connection import SharedRedis
+from eventing.redis.replica import PrimaryConnection, says_replica
 from eventing.redis.sentinel import SentinelRefusal, sentinel_pool
 from eventing.redis.tls import TlsConnection, tls_failure
 
@@ -38,7 +40,6 @@ _store = Dependency("store", setting="TORPOR_REDIS_URL")
 _REFUSED_WRITE = (
     "OOM ",
     "MISCONF ",
-    "READONLY ",
     "NOREPLICAS ",
     "CLUSTERDOWN ",
     "LOADING ",
@@ -71,6 +72,8 @@ def connect(url: str, *, timeout_s: float = 1.5, max_connections: int = 64) -> S
         pool = BlockingConnectionPool.from_url(where.url, **options)
         if where.is_tls:
             pool.connection_class = TlsConnection
+        elif pool.connection_class is Connection:  # and not a Unix socket
+            pool.connection_class = PrimaryConnection
     shared: SharedRedis = SharedRedis.from_pool(pool)
     return shared
 
@@ -159,6 +162,7 @@ def _is_refused_write(error: ResponseError) -> bool:
     return (
         isinstance(error, OutOfMemoryError | ReadOnlyError)
         or text.startswith(_REFUSED_WRITE)
+        or says_replica(text)
         or "OOM" in text
         or "MISCONF" in text
     )

@@ -16,6 +16,8 @@ from redis._parsers.base import BaseParser
 from redis.asyncio import ConnectionPool, Redis
 from redis.exceptions import ConnectionError, InvalidResponse, TimeoutError
 
+from eventing.redis.replica import REPLICA_NOW, says_replica
+
 Command = Sequence[str | bytes | int | float]
 
 _BLOCKING: Final = frozenset({"XREAD", "XREADGROUP", "BLPOP", "BRPOP", "BLMOVE", "BZPOPMIN"})
@@ -98,9 +100,9 @@ class _Protocol(asyncio.Protocol):
         """An error reply. A server that became a replica keeps its connections: without this one's end the address
         would never be looked up again.
         """
-        if "READONLY" in text and not self.is_replica:
+        if says_replica(text) and not self.is_replica:
             self.is_replica = True
-            self.loop.call_soon(self.close, ConnectionError("the server is a replica now"))
+            self.loop.call_soon(self.close, ConnectionError(REPLICA_NOW))
         found: Exception = BaseParser.parse_error(text)
         return found
 

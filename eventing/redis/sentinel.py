@@ -30,6 +30,7 @@ from redis.exceptions import (
 
 from eventing.process.store_url import StoreUrl
 from eventing.redis.multiplexed_connection import SharedRedis
+from eventing.redis.replica import LeavesReplica
 from eventing.redis.tls import TlsConnection, tls_failure
 
 _SHARE: Final = 1 / 3
@@ -82,7 +83,7 @@ class _Sentinels(Sentinel):  # type: ignore[misc]  # redis is untyped to us
         return newest["ip"], newest["port"]
 
 
-class _PrimaryConnection(SentinelManagedConnection):  # type: ignore[misc]
+class _PrimaryConnection(LeavesReplica, SentinelManagedConnection):  # type: ignore[misc]
     """A server that was replaced answers as a primary until a sentinel reaches it; afterwards it says what it is."""
 
     async def on_connect_check_health(self, check_health: bool = True) -> None:

@@ -10,6 +10,8 @@ from typing import Any, Final
 
 from redis.asyncio.connection import Connection, SSLConnection
 
+from eventing.redis.replica import LeavesReplica
+
 _FILES: Final = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _WRONG_NAME: Final = (62, 64)
 """OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH."""
@@ -29,7 +31,7 @@ def _context(options: Mapping[str, Any]) -> ssl.SSLContext:
     return found[1]
 
 
-class TlsConnection(SSLConnection):  # type: ignore[misc]  # redis is untyped to us
+class TlsConnection(LeavesReplica, SSLConnection):  # type: ignore[misc]  # redis is untyped to us
     """redis-py's connection with TLS, with a context that it shares."""
 
     def __init__(self, **options: Any) -> None:

@@ -71,7 +71,8 @@ class ScalerServer:
             async with asyncio.timeout(self._look_timeout_s):
                 look = await self._source.look(settings.queue, settings.model)
         except (Unavailable, TimeoutError) as error:
-            self._failed[key] = f"cannot read the queue: {type(error).__name__}"
+            reason = str(error) or type(error).__name__
+            self._failed[key] = f"cannot read the queue: {reason}"
             _log.debug("look_failed", action="look", queue=settings.queue, error=str(error))
             return
         self._failed.pop(key, None)

@@ -1,8 +1,10 @@
 """The store's client behind real sentinels: it follows the primary, and an address that moves."""
 
 import asyncio
+import signal
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from eventing.store.redis_store import RedisStore
 from tests.contract.rig import new_job
 from tests.redis_server import VALKEY, RedisServer
 from tests.sentinels import freeze, thaw, watched_store
+from tests.time_limits import STORE_S
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -94,13 +97,31 @@ async def test_no_sentinel_that_knows_the_service_is_said(tmp_path: Path) -> Non
         await client.aclose()
 
 
-async def test_a_managed_address_is_looked_up_again_when_its_server_refuses_writes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@dataclass
+class Managed:
+    """Two servers and an address that is one of them; the name server is the only part that is not real."""
+
+    old: RedisServer
+    new: RedisServer
+    ports: dict[str, int]
+    url: str = "redis://store.example:6379/0"
+
+    async def move(self, *, demote: bool = True) -> None:
+        self.ports["store.example"] = self.new.port
+        primary = connect(self.new.url, timeout_s=STORE_S)
+        await primary.execute_command("REPLICAOF", "NO", "ONE")
+        await primary.aclose()
+        if demote:
+            demoted = connect(self.old.url, timeout_s=STORE_S)
+            await demoted.execute_command("REPLICAOF", "127.0.0.1", str(self.new.port))
+            await demoted.aclose()
+
+
+@pytest.fixture
+async def managed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Managed]:
     first, second = (RedisServer(tmp_path / name, binary=VALKEY) for name in ("a", "b"))
-    first.start()
-    second.start()
-    # The name server is the only part that is not real here.
+    await asyncio.to_thread(first.start)
+    await asyncio.to_thread(second.start)
     loop, ports = asyncio.get_running_loop(), {"store.example": first.port}
     resolve = loop.getaddrinfo
 
@@ -109,17 +130,76 @@ async def test_a_managed_address_is_looked_up_again_when_its_server_refuses_writ
         return [row for row in found if row[0] is socket.AF_INET]
 
     monkeypatch.setattr(loop, "getaddrinfo", moved)
-    client = connect("redis://store.example:6379/0")
+    yield Managed(first, second, ports)
+    first.kill()
+    second.kill()
+
+
+async def test_a_managed_address_is_looked_up_again_when_its_server_refuses_writes(
+    managed: Managed,
+) -> None:
+    client = connect(managed.url)
     await client.set("x", "first")
-    demoted = connect(first.url)
-    ports["store.example"] = second.port
-    await demoted.execute_command("REPLICAOF", "127.0.0.1", str(second.port))
+    await managed.move()
     await again(lambda: client.set("x", "second"))
     assert await again(lambda: client.get("x")) == b"second"
     await client.aclose()
-    await demoted.aclose()
-    first.kill()
-    second.kill()
+
+
+async def test_connections_that_only_read_leave_a_server_that_was_demoted_under_their_wait(
+    managed: Managed,
+) -> None:
+    """It keeps its connections, ends their blocking reads with UNBLOCKED, and may follow nobody."""
+    client = connect(managed.url, timeout_s=STORE_S)
+    line = client.dedicated_connection()
+    reads = [
+        asyncio.ensure_future(again(lambda: client.xread({"news": "0"}, block=20_000))),
+        asyncio.ensure_future(
+            again(lambda: line.send([("XREAD", "BLOCK", 20_000, "STREAMS", "news", "0")]))
+        ),
+    ]
+    async with asyncio.timeout(60):
+        admin = connect(managed.old.url)
+        while (await admin.info("clients"))["blocked_clients"] < len(reads):
+            await asyncio.sleep(0.01)
+    await managed.move()
+    new = connect(managed.new.url)
+    await new.xadd("news", {"a": "b"})
+    await admin.execute_command("REPLICAOF", "127.0.0.1", "1")
+    assert all(await asyncio.gather(*reads))
+    for each in (client, admin, new):
+        await each.aclose()
+
+
+async def test_a_connection_of_the_pool_leaves_a_server_that_was_demoted(managed: Managed) -> None:
+    """A client whose plain commands are few: their connection is not who finds it out."""
+    client = connect(managed.url, timeout_s=STORE_S)
+
+    async def count() -> Any:
+        async with client.pipeline(transaction=True) as pipe:
+            pipe.incr("count")
+            return (await pipe.execute())[0]
+
+    await count()
+    await managed.move()
+    assert await again(count, within_s=20.0)
+    await client.aclose()
+
+
+async def test_a_server_that_hangs_while_its_address_moves_is_left(managed: Managed) -> None:
+    client = connect(managed.url, timeout_s=0.5)
+    await client.set("x", "first")
+    managed.old.signal(signal.SIGSTOP)
+    try:
+        await managed.move(demote=False)
+        await again(lambda: client.set("x", "second"))
+        assert await again(lambda: client.xread({"x2": "0"}, block=10)) == []
+    finally:
+        managed.old.signal(signal.SIGCONT)
+    new = connect(managed.new.url)
+    assert await new.get("x") == b"second"
+    await client.aclose()
+    await new.aclose()
 
 
 @pytest.mark.parametrize(

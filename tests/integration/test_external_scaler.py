@@ -157,6 +157,7 @@ async def test_while_the_store_is_away_keda_gets_an_error_and_not_a_zero() -> No
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await keda.is_active()
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert refused.value.details() == "cannot read the queue: away"
 
 
 async def test_bad_metadata_is_refused_by_name() -> None:
