@@ -2,6 +2,7 @@
 
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,8 +63,8 @@ def tool_stack(folder: Path) -> Iterator[LocalStack]:
         servers["refund"] = {**known["refund"], "url": refund}
         path = folder / "tools.yaml"
         path.write_text(yaml.safe_dump({"servers": servers}))
-        price = {"TORPOR_GPU_PRICE_PER_HOUR": "3.6"}
-        with planned_stack(folder, PIPELINES, "--tools", str(path), env=price) as made:
+        env = {"TORPOR_GPU_PRICE_PER_HOUR": "3.6", "TORPOR_INGRESS_TOKEN": "the-users-own"}
+        with planned_stack(folder, PIPELINES, "--tools", str(path), env=env) as made:
             yield made
 
 
@@ -130,6 +131,44 @@ def test_an_approval_ends_one_response_and_is_answered_by_the_next(client: OpenA
     assert (call.status, call.approval_request_id) == ("completed", question.id)
     assert second.output_text == "Paid."
     assert third.usage is not None
+
+
+@pytest.mark.parametrize("is_streamed", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("background", [False, True], ids=["held", "background"])
+@pytest.mark.parametrize("form", ["previous_response_id", "conversation"])
+def test_an_approval_is_answered_in_every_form_of_a_call(
+    client: OpenAI, *, form: str, background: bool, is_streamed: bool
+) -> None:
+    talk = client.conversations.create()
+    within: Any = {"conversation": talk.id} if form == "conversation" else {}
+
+    def said(turns: Any, **call: Any) -> Any:
+        call |= {"model": MODEL, "tools": [REFUND], "background": background, "extra_body": turns}
+        if is_streamed:
+            (*_, last) = client.responses.create(**call, stream=True)
+            return last.response
+        response = client.responses.create(**call)
+        while response.status in ("queued", "in_progress"):
+            time.sleep(0.1)
+            response = client.responses.retrieve(response.id)
+        return response
+
+    first = said(script({"text": "I pay.", "calls": [PAY]}), input="Refund A7", **within)
+    (question,) = [item for item in first.output if item.type == "mcp_approval_request"]
+    answer: Any = {"type": "mcp_approval_response", "approve": True}
+    answer["approval_request_id"] = question.id
+    within = within or {"previous_response_id": first.id}
+    second = said(script({}, {"text": "It is paid."}), input=[answer], **within)
+
+    assert (first.status, second.status) == ("completed", "completed")
+    assert [item.type for item in second.output] == ["mcp_list_tools", "mcp_call", "message"]
+    assert "A7" in second.output[1].output
+    if form == "conversation":
+        items = [item.type for item in client.conversations.items.list(talk.id, order="asc")]
+        assert items == [
+            *("message", "message", "mcp_approval_request"),
+            *("mcp_approval_response", "mcp_call", "message"),
+        ]
 
 
 def test_a_job_waits_for_its_approval_and_goes_on(stack: LocalStack, client: OpenAI) -> None:

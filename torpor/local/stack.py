@@ -30,6 +30,7 @@ from torpor.local.child import Child, free_port, python_module
 from torpor.local.data_dir import Addresses, locked, private_files, record_addresses
 from torpor.local.embedded_store import embedded_store
 from torpor.local.engine_kind import EngineKind
+from torpor.local.environment import broker_token
 from torpor.local.errors import StackError
 from torpor.local.model import CONTEXT_TOKENS, PROVIDER_TOKENS, Model, prepare_model
 from torpor.local.predictors.autoscaler import PolicyClock
@@ -105,6 +106,7 @@ class Stack:
 
     async def _start(self, group: asyncio.TaskGroup, exits: AsyncExitStack) -> None:
         s = self.settings
+        self._broker_token = broker_token(os.environ) or self._token
         redis_url = await self._start_store(group, exits)
         models = await self._prepare_models()
         ports = self._choose_ports()
@@ -168,7 +170,6 @@ class Stack:
     def _environment(self, redis_url: str, models: Sequence["_Prepared"]) -> dict[str, str]:
         """The variables of every part; `os.environ` gives proxies, paths and the user's own `TORPOR_*`."""
         s = self.settings
-        broker_token = os.environ.get("TORPOR_BROKER_TOKEN") or self._token
         cards = [one.model.card(one.argv) for one in models]
         return dict(os.environ) | {
             "TORPOR_HOST": s.host,
@@ -178,8 +179,8 @@ class Stack:
             "TORPOR_QUEUE_TRIGGERS_FILE": str(self._data / "triggers.yaml"),
             "TORPOR_DELIVERY_TOKEN": self._token,
             "TORPOR_ANONYMOUS_ACCESS": os.environ.get("TORPOR_ANONYMOUS_ACCESS", "loopback"),
-            "TORPOR_INGRESS_TOKEN": broker_token,
-            "TORPOR_BROKER_TOKEN": broker_token,
+            "TORPOR_INGRESS_TOKEN": self._broker_token,
+            "TORPOR_BROKER_TOKEN": self._broker_token,
             "TORPOR_MODELS": orjson.dumps(cards).decode(),
             "TORPOR_GUARD_URL": os.environ.get("TORPOR_GUARD_URL") or f"{self.addresses.api}/v1",
             "TORPOR_FILES_URL": (self._data / "files").resolve().as_uri(),
