@@ -40,14 +40,17 @@ class Guard:
     def of_sentinel(self) -> dict[str, str]:
         return {"username": self.user, "password": self.sentinel_password}
 
-    def options(self) -> tuple[str, ...]:
-        """Of a server."""
-        login = ("--masteruser", self.user, "--masterauth", self.password)
-        users = ("--user", "default", "off", "--user", self.user, "on", f">{self.password}")
-        return (*login, *users, "~*", "&*", "+@all")
+    def of_servers(self) -> tuple[str, ...]:
+        """Lines of a server's configuration."""
+        return (
+            f"masteruser {self.user}",
+            f"masterauth {self.password}",
+            "user default off",
+            f"user {self.user} on >{self.password} ~* &* +@all",
+        )
 
-    def lines(self) -> tuple[str, ...]:
-        """Of a sentinel."""
+    def of_sentinels(self) -> tuple[str, ...]:
+        """Lines of a sentinel's configuration."""
         return (
             f"sentinel auth-user {SERVICE} {self.user}",
             f"sentinel auth-pass {SERVICE} {self.password}",
@@ -154,14 +157,13 @@ async def watched_store(
         nodes: list[Node] = []
         for number in range(servers):
             proxy = await stack.enter_async_context(Proxy(0).serving())
-            options = _options(proxy, nodes[0].proxy if nodes else None)
-            server = RedisServer(
+            server = _Server(
                 folder / f"server-{number}",
                 binary=binary,
-                options=(*options, *(guard.options() if guard else ())),
                 tls=guard.certificate if guard else None,
                 login=guard.of_server if guard else None,
             )
+            server.lines = _lines(proxy, nodes[0].proxy if nodes else None, guard)
             proxy.target = server.port
             await asyncio.to_thread(server.start)
             stack.callback(_end, server)
@@ -183,25 +185,40 @@ def _end(server: RedisServer) -> None:
         server.kill()
 
 
-def _options(proxy: Proxy, primary: Proxy | None) -> tuple[str, ...]:
-    options = ("--appendonly", "yes", "--appendfsync", "everysec")
-    options += ("--repl-diskless-sync-delay", "0", "--repl-timeout", "5")
-    options += ("--replica-announce-ip", "127.0.0.1", "--replica-announce-port", str(proxy.port))
-    return (*options, "--replicaof", "127.0.0.1", str(primary.port)) if primary else options
+def _lines(proxy: Proxy, primary: Proxy | None, guard: Guard | None) -> tuple[str, ...]:
+    return (
+        "bind 127.0.0.1",
+        'save ""',
+        "appendonly yes",
+        "appendfsync everysec",
+        "repl-diskless-sync-delay 0",
+        "repl-timeout 5",
+        "replica-announce-ip 127.0.0.1",
+        f"replica-announce-port {proxy.port}",
+        *([f"replicaof 127.0.0.1 {primary.port}"] if primary else []),
+        *(guard.of_servers() if guard else ()),
+    )
 
 
-class _Sentinel(RedisServer):
-    """A server in sentinel mode; it writes its state into its configuration."""
+class _Server(RedisServer):
+    """A server that keeps its configuration in a file. Sentinels write into it who is the primary, so that a primary
+    that was killed comes back as one.
+    """
+
+    lines: tuple[str, ...] = ()
+    mode: tuple[str, ...] = ()
 
     def launch(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "sentinel.conf"
+        path = self.folder / "server.conf"
         if not path.exists():
             listening = [f"{name} {value}" for name, value in self.listening()]
             path.write_text("\n".join([*self.lines, *listening, f"dir {self.folder}", ""]))
-        self.launch_with(str(path), "--sentinel")
+        self.launch_with(str(path), *self.mode)
 
-    lines: tuple[str, ...] = ()
+
+class _Sentinel(_Server):
+    mode = ("--sentinel",)
 
 
 def _sentinel(folder: Path, binary: Path, primary_port: int, guard: Guard | None) -> RedisServer:
@@ -217,7 +234,7 @@ def _sentinel(folder: Path, binary: Path, primary_port: int, guard: Guard | None
         f"sentinel down-after-milliseconds {SERVICE} {DOWN_AFTER_MS}",
         f"sentinel failover-timeout {SERVICE} 3000",
         f"sentinel parallel-syncs {SERVICE} 2",
-        *(guard.lines() if guard else ()),
+        *(guard.of_sentinels() if guard else ()),
     )
     return made
 

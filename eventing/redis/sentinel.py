@@ -2,13 +2,14 @@
 
 Called by `eventing.redis.connection`. redis-py asks sentinels one after the other and takes the first answer; one that
 hangs would then use up the time to connect, and one that was cut off would name a primary that was replaced. Here all
-are asked at once, the newest configuration among the answers of a majority counts, and the server itself must say that
-it is a primary.
+are asked at once, the newest configuration counts, no sentinel may be in the midst of a failover, and the server itself
+must say that it is a primary.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Final
 
 from redis.asyncio import BlockingConnectionPool
@@ -35,10 +36,68 @@ from eventing.redis.tls import TlsConnection, tls_failure
 
 _SHARE: Final = 1 / 3
 """Of the time to connect, what the sentinels may take to answer."""
+_MOMENT_S: Final = 0.1
+"""How long the others are waited for once a majority has answered."""
 
 
 class SentinelRefusal(ConnectionError):  # type: ignore[misc]  # redis is untyped to us
     """No sentinel named a primary, and one of them refused our password, or its certificate was refused."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """The primary as one sentinel names it."""
+
+    address: tuple[str, int]
+    epoch: int
+    is_down: bool
+    is_failing_over: bool
+
+
+def primary_of(answers: Sequence[Named | Exception], service_name: str) -> tuple[str, int]:
+    """Host and port of the primary, by what sentinels answered. Raises redis-py's error where nobody can say it."""
+    named = [each for each in answers if not isinstance(each, Exception)]
+    if not named:
+        for error in answers:
+            if isinstance(error, AuthenticationError | NoPermissionError) or tls_failure(error):
+                raise SentinelRefusal("a sentinel refused us") from error
+        raise MasterNotFoundError(f"no sentinel names a primary of {service_name}")
+    if any(each.is_failing_over for each in named):
+        raise MasterNotFoundError(f"a sentinel is replacing the primary of {service_name}")
+    reached = [each for each in named if not each.is_down]
+    if not reached:
+        raise MasterNotFoundError(f"no sentinel reaches the primary of {service_name}")
+    return max(reached, key=lambda each: each.epoch).address
+
+
+def parsed(state: Mapping[str, str], address: tuple[str, int]) -> Named:
+    """What `SENTINEL MASTER` and `SENTINEL GET-MASTER-ADDR-BY-NAME` of one sentinel say. While replicas are led to a
+    new primary, only the second gives its address: the first has the old one still, under the new epoch, and without
+    the mark of a server that is down if the old one came back.
+    """
+    flags = set(state["flags"].split(","))
+    is_old = address == (state["ip"], int(state["port"]))
+    return Named(
+        address=address,
+        epoch=int(state["config-epoch"]),
+        is_down=is_old and not flags.isdisjoint({"s_down", "o_down"}),
+        is_failing_over=is_old and "failover_in_progress" in flags,
+    )
+
+
+async def _asked(sentinel: SharedRedis, service_name: str) -> Named | Exception:
+    """An error is an answer: of a sentinel that does not answer, or knows no such service."""
+    try:
+        table, (host, port) = await sentinel.send(
+            [
+                ("SENTINEL", "MASTER", service_name),
+                ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", service_name),
+            ]
+        )
+    except (RedisError, OSError) as error:
+        return error
+    words = [word.decode() for word in table]
+    return parsed(dict(zip(words[::2], words[1::2], strict=True)), (host.decode(), int(port)))
 
 
 class _Sentinels(Sentinel):  # type: ignore[misc]  # redis is untyped to us
@@ -55,32 +114,32 @@ class _Sentinels(Sentinel):  # type: ignore[misc]  # redis is untyped to us
                 each.connection_pool.connection_class = TlsConnection
 
     async def discover_master(self, service_name: str) -> tuple[str, int]:
-        asked = [asyncio.ensure_future(each.sentinel_masters()) for each in self.sentinels]
-        found: list[Mapping[str, Any]] = []
-        refusal: Exception | None = None
+        return primary_of(await self._answers(service_name), service_name)
+
+    async def _answers(self, service_name: str) -> list[Named | Exception]:
+        """Of all sentinels; once a majority has named a primary, of those that answer within a moment. The sentinel
+        that replaces a primary knows the next one first, and the others may take seconds to hear of it.
+        """
+        asked = [asyncio.ensure_future(_asked(each, service_name)) for each in self.sentinels]
+        open_, answers, until_s = set(asked), list[Named | Exception](), None
+        clock = asyncio.get_running_loop().time
         try:
-            for answer in asyncio.as_completed(asked):
-                try:
-                    state = (await answer).get(service_name)
-                except (RedisError, OSError) as error:
-                    is_login = isinstance(error, AuthenticationError | NoPermissionError)
-                    if is_login or tls_failure(error):
-                        refusal = error
-                else:
-                    if state and self.check_master_state(state, service_name):
-                        found.append(state)
-                    if len(found) > len(asked) // 2:
-                        break
+            while open_:
+                left_s = None if until_s is None else max(0.0, until_s - clock())
+                ended, open_ = await asyncio.wait(
+                    open_, timeout=left_s, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not ended:
+                    break
+                answers += [each.result() for each in ended]
+                count = sum(isinstance(each, Named) for each in answers)
+                if until_s is None and count > len(asked) // 2:
+                    until_s = clock() + _MOMENT_S
         finally:
             for each in asked:
                 each.cancel()
             await asyncio.gather(*asked, return_exceptions=True)
-        if not found and refusal is not None:
-            raise SentinelRefusal("a sentinel refused us") from refusal
-        if not found:
-            raise MasterNotFoundError(f"no sentinel names a primary of {service_name}")
-        newest = max(found, key=lambda state: int(state["config-epoch"]))
-        return newest["ip"], newest["port"]
+        return answers
 
 
 class _PrimaryConnection(LeavesReplica, SentinelManagedConnection):  # type: ignore[misc]
