@@ -58,7 +58,7 @@ def primary_of(answers: Sequence[Named | Exception], service_name: str) -> tuple
     """Host and port of the primary, by what sentinels answered. Raises redis-py's error where nobody can say it."""
     named = [each for each in answers if not isinstance(each, Exception)]
     if not named:
-        for error in answers:
+        for error in (each for each in answers if isinstance(each, Exception)):
             if isinstance(error, AuthenticationError | NoPermissionError) or tls_failure(error):
                 raise SentinelRefusal("a sentinel refused us") from error
         raise MasterNotFoundError(f"no sentinel names a primary of {service_name}")
