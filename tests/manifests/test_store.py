@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from eventing.process.store_url import parse_store_url
-from eventing.store.objects.backup import BackupSettings, run, surplus
+from eventing.store.objects.backup import BackupSettings, main, run, surplus
 from knative.deploy.doctor import Severity, examine
 from knative.deploy.first_secrets import redis_secret
 from knative.deploy.render import parts
@@ -100,6 +100,23 @@ def test_the_secret_names_the_sentinels_that_the_manifests_have() -> None:
     assert (url.service, url.sentinel_password) == ("torpor", secret["password"])
     scaler = parse_store_url(secret["scaler-url"])
     assert (scaler.sentinel_username, scaler.sentinel_password) == ("scaler", "x" * 32)
+
+
+def test_a_backup_that_hangs_does_not_stop_those_after_it() -> None:
+    spec = one(finished("queue", VALUES), "CronJob", "torpor-backup")["spec"]
+    assert spec["concurrencyPolicy"] == "Forbid"
+    assert 0 < spec["jobTemplate"]["spec"]["activeDeadlineSeconds"] < 3600
+
+
+def test_a_backup_that_fails_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORPOR_BACKUP_URL", (tmp_path / "kept").as_uri())
+    monkeypatch.setenv("TORPOR_BACKUP_FILE", str(tmp_path / "none.rdb"))
+    assert main() == 1
+    said = capsys.readouterr().err
+    assert "TORPOR_BACKUP_URL" in said
+    assert "none.rdb" in said
 
 
 def test_wrong_values_of_the_store_are_said_in_words(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def main() -> int:
     try:
         name = asyncio.run(run(BackupSettings(), time.time()))
     except ObjectsUnavailable as error:
-        sys.stderr.write(f"torpor backup: {error}\n")
+        sys.stderr.write(f"torpor backup: {error} (TORPOR_BACKUP_URL): {error.__cause__}\n")
         return 1
     sys.stdout.write(f"kept: {name}\n")
     return 0

@@ -17,6 +17,7 @@ from knative.deploy.values import Values
 MEMORY_MIB = 2048
 BACKUP = "torpor-backup"
 SCRIPTS = "torpor-redis-scripts"
+_BACKUP_S = 1800
 CONFIG = """\
 # Jobs are promises: what got its 202 must survive the process.
 appendonly yes
@@ -311,7 +312,15 @@ def backup(values: Values) -> list[Resource]:
                 "concurrencyPolicy": "Forbid",
                 "successfulJobsHistoryLimit": 1,
                 "failedJobsHistoryLimit": 3,
-                "jobTemplate": {"spec": {"backoffLimit": 2, "template": template}},
+                "jobTemplate": {
+                    "spec": {
+                        "backoffLimit": 2,
+                        "activeDeadlineSeconds": because(
+                            _BACKUP_S, "One that hangs would be the last: the next waits for it."
+                        ),
+                        "template": template,
+                    }
+                },
             },
         }
     ]
