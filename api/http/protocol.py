@@ -42,6 +42,7 @@ class BoundedHttpProtocol(HttpProtocol):
 
     _head_bytes = 0
     _is_in_head = True
+    _expects_head = True  # also between two requests, when no time runs
     _head_timer: asyncio.TimerHandle | None = None
     _parting: asyncio.TimerHandle | None = None
 
@@ -62,21 +63,30 @@ class BoundedHttpProtocol(HttpProtocol):
     def data_received(self, data: bytes) -> None:
         if self._parting is not None or self.transport.is_closing():
             return
-        if self._is_in_head:
-            self._head_bytes += len(data)
-        super().data_received(data)
-        if not self._is_in_head or self.transport.is_closing():
-            return
-        if self._head_bytes > HEAD_LIMIT_BYTES:
-            self._reject(*_LONG)
-        elif self._head_timer is None:
-            self._await_head()
+        part = data
+        if self._expects_head:  # headers that end in this data may be too long all the same
+            part = data[: HEAD_LIMIT_BYTES - self._head_bytes]
+            self._head_bytes += len(part)
+        super().data_received(part)
+        rest = data[len(part) :]
+        if self._is_in_head and not self.transport.is_closing():
+            if rest and self._head_bytes >= HEAD_LIMIT_BYTES:
+                self._reject(*_LONG)
+            elif self._head_timer is None:
+                self._await_head()
+        if rest and self.transport.get_protocol() is self:  # else it is a WebSocket now
+            self.data_received(rest)
 
     def on_message_begin(self) -> None:
         self._is_in_head = True
         super().on_message_begin()
 
+    def on_message_complete(self) -> None:
+        self._expects_head = True
+        super().on_message_complete()
+
     def on_request(self) -> None:
+        self._expects_head = False
         self._head_came()
         super().on_request()
         self.scope[_CYCLE] = self.cycle  # type: ignore[typeddict-unknown-key]

@@ -197,6 +197,25 @@ def test_a_stack_starts_behind_the_terminal_and_ends_by_command(tmp_path: Path) 
     assert subprocess.run([TORPOR, "down", *where], capture_output=True).returncode == 1
 
 
+def test_after_a_kill_the_next_stack_is_up_when_it_is_said_to_be(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    where = ["--data-dir", str(folder)]
+    up = [TORPOR, "up", "--engine", "seeded", "--port", "0", "--broker-port", "0", "--detach"]
+    assert subprocess.run([*up, *where], capture_output=True, timeout=120).returncode == 0
+    os.kill(int((folder / "lock").read_text()), signal.SIGKILL)
+
+    gone = subprocess.run([TORPOR, "status", *where], capture_output=True, text=True)
+    started = subprocess.run([*up, *where], capture_output=True, text=True, timeout=120)
+    try:
+        assert started.returncode == 0, started.stderr
+        asked = subprocess.run([TORPOR, "jobs", *where], capture_output=True, text=True)
+    finally:
+        subprocess.run([TORPOR, "down", *where], capture_output=True)
+
+    assert f"no stack runs on {folder}" in gone.stderr
+    assert (asked.returncode, asked.stdout) == (0, "no jobs\n"), asked.stderr
+
+
 def test_a_stack_that_cannot_start_behind_the_terminal_says_why(tmp_path: Path) -> None:
     up = [TORPOR, "up", "--engine", "vllm", "--model", str(tmp_path), "--detach"]
     up += ["--port", "0", "--broker-port", "0", "--data-dir", str(tmp_path / "data")]

@@ -222,12 +222,14 @@ def test_what_the_servers_offer_is_listed_in_the_terminal(
     client.responses.create(model=MODEL, input="?", tools=[WEATHER], extra_body=turns)
     listed = " ".join(typed(stack, "tools", "list").stdout.split())
     accepted = typed(stack, "tools", "accept", "weather")
-    unknown = typed(stack, "tools", "accept", "refund", code=1)
+    function = typed(stack, "tools", "accept", "refund", code=1)
+    unknown = typed(stack, "tools", "accept", "wether", code=1)
 
     assert "forecast" in listed
     assert "refund" in listed
     assert accepted.stdout == "weather: accepted\n"
-    assert "no job has read the list" in unknown.stderr
+    assert "refund is a function" in function.stderr
+    assert "no tool server wether; there are: refund, weather" in unknown.stderr
 
 
 def test_a_chat_completion_has_the_tools_of_its_models_name(client: OpenAI) -> None:

@@ -58,6 +58,7 @@ def locked(folder: Path) -> Iterator[None]:
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
+        record_addresses(folder, None)  # that of a stack that was killed
         yield
 
 
@@ -106,11 +107,12 @@ def record_addresses(folder: Path, addresses: Addresses | None) -> None:
 
 
 def find_addresses(folder: Path) -> Addresses | None:
-    """The addresses of this folder's stack; None when none runs."""
+    """The addresses of this folder's stack; None when none runs, also where the note of one that was killed is left."""
     with suppress(OSError, orjson.JSONDecodeError, TypeError, AttributeError):
         noted = orjson.loads((folder / _ADDRESSES).read_bytes())
         known = {each.name for each in fields(Addresses)}
-        return Addresses(**{name: text for name, text in noted.items() if name in known})
+        found = Addresses(**{name: text for name, text in noted.items() if name in known})
+        return found if owner_of(folder) else None
     return None
 
 

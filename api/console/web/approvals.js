@@ -44,7 +44,7 @@ function question(one, load) {
     make("div", {},
       make("a", { href: link("jobs", one.job_id) }, `${one.server}: ${one.tool}`),
       make("pre", {}, visible(one.arguments)),
-      make("div", { className: "quiet" }, `${one.kind} · ${words(one.reason)} · effect ${one.effect} · until ${moment(1000 * one.expires_at)}`),
+      make("div", { className: "quiet" }, `${[...new Set([one.kind, words(one.reason)])].join(" · ")} · effect ${one.effect} · until ${moment(1000 * one.expires_at)}`),
       questions,
       field(SAYS[one.kind], said)),
     make("div", { className: "actions" }, answers(one, said).map(([name, work, look]) =>

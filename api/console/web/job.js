@@ -1,6 +1,7 @@
 // One job, live: what was asked, its tokens as they come, what happened, its timeline, and what can be done with it.
 
 import { call, follow, on, repeat } from "./api.js";
+import { callsOf, StreamedCalls, TurnCalls } from "./calls.js";
 import { asked, button, doing, facts, make, showTexts } from "./dom.js";
 import { amount, ENDED, moment, promptOf, seconds, textOf, words } from "./format.js";
 import { go, here, link } from "./route.js";
@@ -50,14 +51,10 @@ export function answerOf(result) {
   };
 }
 
-/** Calls of tools as text. */
-function callsOf(calls) {
-  return (calls ?? []).map((each) => `\n${each.function?.name ?? each.type}(${each.function?.arguments ?? ""})`).join("");
-}
-
 class JobView {
   constructor(root, id, signal, hooks) {
     Object.assign(this, { id, signal, hooks, at: parts(), job: null, isWhole: false });
+    Object.assign(this, { calls: new StreamedCalls(), turn: new TurnCalls(), before: { index: 0, text: "", thinking: "" } });
     this.at.thought.append(this.at.thinking);
     const { at } = this;
     const back = make("a", { className: "narrow", href: link("jobs", "", here().query) }, "All jobs");
@@ -139,10 +136,17 @@ class JobView {
         if (data.status !== "in_progress") this.note(`step ${data.name}: ${words(data.status)}`);
         break;
       case "attempt":
-        if (data.is_restart) this.at.output.textContent = this.at.thinking.textContent = "";
+        if (data.is_restart) this.startOver(data.index);
         this.setState("in_progress");
         this.setFact("attempt", data.attempt);
         this.note(`attempt ${data.attempt}` + (data.is_restart ? ", starts over" : data.index ? `, goes on after ${data.index} tokens` : ""));
+        break;
+      case "turn":
+        this.turnEnded(data);
+        break;
+      case "call":
+        this.note(this.turn.change(data));
+        this.setState("in_progress", undefined, this.turn.phase());
         break;
       case "gap":
         this.note("tokens are missing here; the result has the whole answer");
@@ -167,6 +171,23 @@ class JobView {
     this.hooks.onChange();
   }
 
+  /** A turn was recorded: what it said stays, whatever becomes of the next one. */
+  turnEnded(turn) {
+    for (const said of this.turn.begin(turn)) this.note(said);
+    this.setState("in_progress", undefined, this.turn.phase());
+    const { output, thinking } = this.at;
+    output.append(`${this.calls.end()}\n`);
+    this.before = { index: turn.index, text: output.textContent, thinking: thinking.textContent };
+  }
+
+  /** The tokens from `index` on are void. */
+  startOver(index) {
+    if (index < this.before.index) this.before = { index: 0, text: "", thinking: "" };
+    this.at.output.textContent = this.before.text;
+    this.at.thinking.textContent = this.before.thinking;
+    this.calls = new StreamedCalls();
+  }
+
   showThought(thought) {
     this.at.thought.hidden = false;
     this.at.thinking.append(thought);
@@ -178,8 +199,8 @@ class JobView {
     if (thought) this.showThought(thought);
     const { output } = this.at;
     const isAtEnd = output.scrollHeight - output.scrollTop - output.clientHeight < 40;
-    const said = TEXT_NAMES.map((name) => inner[name] ?? "").join("") + (choice.text ?? "") + callsOf(inner.tool_calls);
-    output.append(said);
+    const said = TEXT_NAMES.map((name) => inner[name] ?? "").join("") + (choice.text ?? "") + this.calls.add(inner.tool_calls);
+    output.append(said + (choice.finish_reason ? this.calls.end() : ""));
     if (isAtEnd) output.scrollTop = output.scrollHeight;
   }
 

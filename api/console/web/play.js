@@ -3,6 +3,7 @@
 import { call, follow, on } from "./api.js";
 import { button, card, choice, doing, el, field, make, showTexts } from "./dom.js";
 import { amount, words } from "./format.js";
+import { TurnCalls } from "./calls.js";
 import { answerOf } from "./job.js";
 import { models } from "./models.js";
 import { fieldsOf, optionsOf, requestOf, turnOf } from "./request.js";
@@ -202,8 +203,9 @@ class Playground {
     this.showRunning(true);
     this.list.append(make("li", { className: "turn", data: { role: "assistant" } }, thinking, live));
     this.say("queued:", id);
+    const at = { live, thinking, thought, turn: new TurnCalls(), before: ["", ""] };
     try {
-      await follow(id, this.signal, (name, data) => this.onEvent(name, data, { live, thinking, thought }));
+      await follow(id, this.signal, (name, data) => this.onEvent(name, data, at));
     } finally {
       this.job = null;
       if (!this.signal.aborted) { this.showRunning(false); this.drawTurns(); }
@@ -220,7 +222,7 @@ class Playground {
     if (name === "state") this.say(`${words(data.state)}:`, id);
     if (name === "waking") this.say("waiting:", id, data.phase ? `, a predictor: ${data.phase}` : "");
     if (name === "attempt") {
-      if (data.is_restart) at.live.textContent = at.thought.textContent = "";
+      if (data.is_restart) [at.live.textContent, at.thought.textContent] = at.before;
       this.say(`attempt ${data.attempt}:`, id);
     }
     if (name === "tokens") {
@@ -231,6 +233,12 @@ class Playground {
       at.thinking.hidden = !at.thought.textContent;
       this.say(`in progress, ${data.index + data.count} tokens:`, id);
     }
+    if (name === "turn") {
+      at.turn.begin(data);
+      at.live.append("\n\n");
+      at.before = [at.live.textContent, at.thought.textContent];
+    }
+    if (name === "call") this.say(`${at.turn.change(data)}:`, id);
     if (name === "result") this.onResult(data);
   }
 

@@ -115,6 +115,20 @@ async def test_headers_without_end_are_not_held(port: int) -> None:
         assert (await reader.read()).startswith(b"HTTP/1.1 431")
 
 
+async def test_headers_that_end_in_what_comes_at_once_are_measured_too(port: int) -> None:
+    def head(size: int) -> bytes:
+        rest = b"GET / HTTP/1.1\r\nhost: x\r\nx: \r\n\r\n"
+        return rest[:-4] + b"a" * (size - len(rest)) + rest[-4:]
+
+    async with line(port) as (reader, writer):
+        writer.write(head(HEAD_LIMIT_BYTES) + head(100))
+        await reader.readuntil(b"hello")
+        await reader.readuntil(b"hello")
+        writer.write(head(HEAD_LIMIT_BYTES + 1))
+
+        assert (await reader.read()).startswith(b"HTTP/1.1 431")
+
+
 async def test_a_client_that_sends_its_whole_body_first_can_read_the_refusal(port: int) -> None:
     async with line(port) as (reader, writer):
         writer.write(b"POST /refuse HTTP/1.1\r\nhost: x\r\ncontent-length: 10000000\r\n\r\n")

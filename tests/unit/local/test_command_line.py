@@ -189,7 +189,10 @@ def test_a_wrong_lifetime_of_kept_answers_is_said_before_a_plan_is_searched(
 ) -> None:
     code, line = said(monkeypatch, capsys, "plan", "--profile", "steady", "--cache-ttl", "soon")
 
-    assert (code, line) == (2, "torpor: 'soon' is no duration; write it as 30s, 2m or 1h\n")
+    assert (code, line) == (
+        2,
+        "torpor: --cache-ttl: 'soon' is no duration; write it as 30s, 2m or 1h\n",
+    )
 
 
 @pytest.mark.parametrize("words", [["jobs"], ["load", "--model", "m"]], ids=" ".join)

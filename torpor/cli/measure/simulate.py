@@ -90,7 +90,7 @@ class WorldOptions:
             preemptions_per_hour=self.preemptions,
             tail_s=self.tail,
             gpu_price=self.gpu_price,
-            p95_wait_s=_duration(self.p95_wait),
+            p95_wait_s=_duration(self.p95_wait, "--p95-wait"),
             **more,
         )
 
@@ -174,8 +174,8 @@ def simulate(**given: Any) -> None:
 def plan(**given: Any) -> None:
     """Search for the cheapest scaling that keeps a p95 wait, and print the manifest for it."""
     options = PlanOptions(**given)
-    settings, ttl_s = options.settings(), _duration(options.cache_ttl)
-    after_s = _duration(options.fallback_after)
+    settings, ttl_s = options.settings(), _duration(options.cache_ttl, "--cache-ttl")
+    after_s = _duration(options.fallback_after, "--fallback-after")
     if options.jobs is not None:
         _print_loops(options.jobs, settings)
         if settings.trace is None and settings.profile is None:
@@ -249,8 +249,8 @@ def _print_loops(path: Path, settings: Settings) -> None:
         stdout.print(line)
 
 
-def _duration(text: str) -> float:
+def _duration(text: str, flag: str) -> float:
     try:
         return duration_s(text)
     except ValueError as error:
-        raise UsageError(f"{text!r} is no duration; write it as 30s, 2m or 1h") from error
+        raise UsageError(f"{flag}: {text!r} is no duration; write it as 30s, 2m or 1h") from error

@@ -51,9 +51,14 @@ def accept(
     from torpor.cli.view.screen import print_json, stdout
 
     servers = _call(api, data_dir, "GET", "/v1/tools")["data"]
-    found = next((each for each in servers if each["label"] == label and each["digest"]), None)
+    found = next((each for each in servers if each["label"] == label), None)
     if found is None:
-        raise UserError(f"no job has read the list of a tool server {label}")
+        known = ", ".join(each["label"] for each in servers) or "none"
+        raise UserError(f"no tool server {label}; there are: {known}")
+    if found["kind"] == "function":
+        raise UserError(f"{label} is a function: tools.yaml defines it, and there is no list to accept")
+    if not found["digest"]:
+        raise UserError(f"no job has read the list of {label}; the first one that does pins it")
     body = {"digest": found["digest"]}
     accepted = _call(api, data_dir, "POST", f"/v1/tools/{label}/accept", body)
     if as_json:

@@ -106,12 +106,13 @@ def _asks_for_keys() -> bool:
 
 def _detach(settings: StackSettings) -> None:
     """Start the same command as a process of its own and wait until it is up."""
-    from torpor.local.data_dir import find_addresses, make_private, owner_of
+    from torpor.local.data_dir import find_addresses, make_private, owner_of, record_addresses
     from torpor.local.failure import reason_in
 
     if owner := owner_of(settings.data_dir):
         raise UserError(f"a stack runs on {settings.data_dir} already (process {owner})")
     make_private(settings.data_dir)
+    record_addresses(settings.data_dir, None)  # the next note is that of the stack that starts here
     path = settings.data_dir / "logs" / "stack.log"
     path.unlink(missing_ok=True)
     command = [sys.executable, "-P", "-m", "torpor", *_without_detach(sys.argv[1:])]
