@@ -69,7 +69,11 @@ async def test_a_job_shows_its_calls_as_they_are_made_and_what_it_waits_for(
         predictor = await FakePredictor(loop.store, job_id).start()
         await predictor.chat("I look.")
         name = {"id": "c0", "type": "function", "function": {"name": "box__send"}}
-        for part in (name, {"function": {"arguments": '{"to":'}}, {"function": {"arguments": "1}"}}):
+        for part in (
+            name,
+            {"function": {"arguments": '{"to":'}},
+            {"function": {"arguments": "1}"}},
+        ):
             await predictor.say({"index": 0, "delta": {"tool_calls": [{"index": 0, **part}]}})
         await predictor.finish(
             chat_result("I look.", tool_calls=said(("c0", "box__send", '{"to":1}')))

@@ -56,7 +56,9 @@ def accept(
         known = ", ".join(each["label"] for each in servers) or "none"
         raise UserError(f"no tool server {label}; there are: {known}")
     if found["kind"] == "function":
-        raise UserError(f"{label} is a function: tools.yaml defines it, and there is no list to accept")
+        raise UserError(
+            f"{label} is a function: tools.yaml defines it, and there is no list to accept"
+        )
     if not found["digest"]:
         raise UserError(f"no job has read the list of {label}; the first one that does pins it")
     body = {"digest": found["digest"]}
