@@ -1,6 +1,6 @@
 """`/v1/usage`: GPU time and cost of a period, by model and by tenant.
 
-Called by `api.wiring` and `torpor report`. It shows every tenant, so it needs the scope for metrics, not that of a
+Called by `api.wiring` and `torpor usage`. It shows every tenant, so it needs the scope for metrics, not that of a
 tenant's admin; the figures come from the ledger that predictors write. Must not know how time is measured.
 """
 

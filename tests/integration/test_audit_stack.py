@@ -123,7 +123,7 @@ async def test_answers_are_judged_with_the_passages_they_had_or_with_those_of_a_
     assert len(texts) == 2
     assert all("How much paid leave" in each for each in texts)
     ran = await asyncio.create_subprocess_exec(
-        TORPOR, "report", "--api", stack.addresses["api"], stdout=asyncio.subprocess.PIPE
+        TORPOR, "usage", "--api", stack.addresses["api"], stdout=asyncio.subprocess.PIPE
     )
     said, _ = await ran.communicate()
     assert re.search(r"chat\s+judge\s+1\s+[\d.]+\s+[\d.]+\s+100\.0\s+1\.00", said.decode())

@@ -116,9 +116,9 @@ def test_an_unknown_model_is_refused_and_counted(stack: LocalStack, tmp_path: Pa
 
 
 def report_of(stack: LocalStack) -> dict[str, Any]:
-    """What `torpor report` says of the last hour."""
+    """What `torpor usage` says of the last hour."""
     said = subprocess.run(
-        [TORPOR, "report", "--since", "1h", "--json", "--data-dir", str(stack.folder)],
+        [TORPOR, "usage", "--since", "1h", "--json", "--data-dir", str(stack.folder)],
         capture_output=True,
         text=True,
         timeout=120,

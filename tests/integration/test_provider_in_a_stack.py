@@ -81,8 +81,8 @@ async def test_a_local_model_stands_in_for_a_provider_that_fails(
 
 
 async def reported(stack: LocalStack) -> list[list[str]]:
-    """The lines of `torpor report` as words, when the job's end has been counted."""
-    command = [TORPOR, "report", "--api", stack.addresses["api"]]
+    """The lines of `torpor usage` as words, when the job's end has been counted."""
+    command = [TORPOR, "usage", "--api", stack.addresses["api"]]
     while True:
         ran = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
         said, _ = await ran.communicate()

@@ -158,16 +158,10 @@ COMMANDS: Final = {
         ("torpor webhooks add https://example.com/hook", "torpor webhooks deliveries"),
     ),
     "usage": Entry(
-        "service.usage:report",
+        "service.usage:usage",
         SERVICE,
         "Show GPU time, tokens and cost by model and tenant; per 1,000 tokens all included.",
         ("torpor usage --since 24h", "torpor usage --days 31 --by key --csv > usage.csv"),
-    ),
-    "report": Entry(
-        "service.usage:report",
-        SERVICE,
-        "Show GPU time, tokens and cost by model and tenant; per 1,000 tokens all included.",
-        ("torpor report --since 24h",),
     ),
     "top": Entry(
         "measure.top:top",

@@ -1,4 +1,4 @@
-"""`torpor usage` (also `report`): what the last hours cost, and whom for; a tenant's key sees its own."""
+"""`torpor usage`: what the last hours cost, and for whom; a tenant's key sees its own."""
 
 import sys
 import time
@@ -29,7 +29,7 @@ class Group(StrEnum):
 _GROUPS: Final = {Group.KEY: "api_key_id", Group.MODEL: "model"}
 
 
-def report(
+def usage(
     since: Annotated[str, typer.Option(help="How far back: 90m, 24h (at most 192h).")] = "24h",
     own: Annotated[
         bool,
