@@ -220,7 +220,8 @@ class _Decision:
 
     def _tainting(self) -> frozenset[str]:
         request = self._job.prepared or self._job.request
-        before = read_before(request.body.get("messages") or (), self._client)
+        behind = [message for turn in self._job.turns for message in turn.after]
+        before = read_before([*(request.body.get("messages") or ()), *behind], self._client)
         trusted = {
             label
             for label in before - self._servers.keys()
