@@ -58,9 +58,7 @@ class NewJob:
     only_kept: bool = False  #: only a kept answer can serve it: a limit stands against running it
     carried: Carried | None = None  #: the turn of an earlier job that this one takes over
     sealed: str = ""  #: credentials for its tool servers, as JSON (`eventing.job.tools.sealed`)
-    on_approval: OnApproval = (
-        OnApproval.WAIT
-    )  #: what becomes of it when a call of a tool needs a decision
+    on_approval: OnApproval = OnApproval.WAIT  #: what it does when a tool call needs a decision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +73,7 @@ class Publication:
     after_queues: tuple[str, ...] = ()  #: those of the first step after the predictor
     max_unpublished: int | None = None
     fallback: str | None = (
-        None  #: the new one in the record of a job that goes to its predictor; None: as it was
+        None  #: the record's new one, on its way to its predictor; None: as it was
     )
 
 

@@ -10,6 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("eventing", "predictor", "api", "knative", "steps", "torpor")
 MOST = 16
+MOST_LINES = 400
+MOST_LINES_OF_A_FUNCTION = 60
 EXCEPTED = {"api/routes", "eventing/redis/scripts"}  # one file a resource, one file a script
 
 
@@ -44,6 +46,21 @@ def test_a_folder_holds_at_most_sixteen_modules_and_folders(package: str) -> Non
             crowded[place] = count
 
     assert crowded == {}
+
+
+def test_a_module_has_at_most_400_lines_and_a_function_at_most_60() -> None:
+    long = {}
+    for name, path in modules().items():
+        text = path.read_text(encoding="utf-8")
+        if (lines := text.count("\n")) > MOST_LINES:
+            long[name] = lines
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno is not None
+                if (lines := node.end_lineno - node.lineno + 1) > MOST_LINES_OF_A_FUNCTION:
+                    long[f"{name}:{node.name}"] = lines
+
+    assert long == {}
 
 
 def test_no_module_imports_itself_through_others() -> None:
