@@ -56,7 +56,7 @@ async def test_every_kind_of_connection_follows_the_primary_over_tls(
         client = connect(watched.url)
         store = RedisStore(connect(watched.url), LeaseSettings(acks=1))
         job = await again(lambda: store.submit(new_job("before")))
-        await client.wait(2, 5_000)
+        await again(lambda: client.wait(2, 5_000))
         old = watched.primary()
         old.server.kill()
         await watched.moved(old)
@@ -77,12 +77,12 @@ async def test_every_kind_of_connection_follows_the_primary_over_tls(
 @pytest.fixture
 async def server(tmp_path: Path, guard: Guard) -> AsyncIterator[RedisServer]:
     assert DEBIAN is not None
-    users = guard.options()[guard.options().index("--user") :]
-    reader = ("--user", "reader", "on", ">reads", "~*", "+get", "+client", "+select")
+    users = [line for line in guard.of_servers() if line.startswith("user ")]
+    users.append("user reader on >reads ~* +get +client +select")
     found = RedisServer(
         tmp_path / "server",
         binary=DEBIAN,
-        options=(*users, *reader),
+        options=[word for line in users for word in f"--{line}".split()],
         tls=guard.certificate,
         login=guard.of_server,
     )
