@@ -117,6 +117,14 @@ def free_port() -> int:
         return port
 
 
+@pytest.mark.parametrize("page", sorted(PAGES.glob("*.md")), ids=lambda page: page.stem)
+def test_a_page_that_types_the_installed_commands_says_where_they_are(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    typed = [block["text"] for block in BLOCK.finditer(text) if block["kind"] == "sh"]
+    if any(re.search(r"^(torpor|python) |\$\(python ", each, re.MULTILINE) for each in typed):
+        assert "PATH" in text
+
+
 def test_my_first_job(tmp_path: Path) -> None:
     with stack(tmp_path) as api, Reader(tmp_path, api) as reader:
         reader.type(blocks("first-job.md"))

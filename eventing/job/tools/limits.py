@@ -67,7 +67,8 @@ def check_limits(given: Any, where: str, names: Sequence[str] = NAMES) -> dict[s
         if name not in names:
             raise BadRequest("is not supported", f"{where}.{name:.60}")
         if not _is_limit(name, value):
-            words = "a number above 0" if name == _COST else "a whole number from 1"
+            least = "a number above 0, and" if name == _COST else "a whole number from 1,"
+            words = f"{least} at most {_MOST}"
             raise BadRequest(f"must be {words}", f"{where}.{name}")
     return dict(given)
 

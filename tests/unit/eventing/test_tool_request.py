@@ -388,6 +388,12 @@ def test_a_wrong_limit_of_a_request_is_refused_by_name(given: Any, field: str) -
     assert refused.value.field == field
 
 
+@pytest.mark.parametrize("given", [{"max_cost": 1e308}, {"max_turns": 2**60}], ids=str)
+def test_a_limit_that_is_too_high_is_told_the_highest(given: Any) -> None:
+    with pytest.raises(InvalidJob, match=f"at most {2**53}"):
+        limits(tool_limits=given)
+
+
 def test_limits_without_tools_are_refused() -> None:
     with pytest.raises(InvalidJob, match="tool_limits needs tools"):
         steps(tool_limits={"max_cost": 1})
