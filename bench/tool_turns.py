@@ -54,6 +54,7 @@ PHASES: Final = (
     ("stored → predictor claimed", "returned", "attempt"),
 )
 ENGINE: Final = ("claimed → next answer stored (engine)", "attempt", "answer")
+_TOOLS_OWN: Final = ("asked", "answered")
 _COUNTED_JOBS: Final = 3
 
 
@@ -187,9 +188,13 @@ def turn(kind: str, *arguments: dict[str, Any]) -> dict[str, Any]:
 def phases_ms(times: Sequence[tuple[float, str]]) -> list[dict[str, float]]:
     """Milliseconds of each phase, for each whole turn of one job with one call a turn."""
     order = ["answer", "turn", "sent", "asked", "answered", "returned", "attempt"]
-    # Two of one millisecond stand in the order of a turn.
-    rank = {name: place for place, name in enumerate(order)}
-    marks = sorted(times, key=lambda each: (int(each[0] * 1000), rank[each[1]]))
+    in_stream = [each for each in times if each[1] not in _TOOLS_OWN]
+    own = iter([each for each in times if each[1] in _TOOLS_OWN])
+    marks = []
+    for each in in_stream:  # in its own order: two of one millisecond have no other
+        marks.append(each)
+        if each[1] == "sent":
+            marks += itertools.islice(own, 2)
     found = []
     begins = [number for number, (_, name) in enumerate(marks) if name == "answer"]
     for begin, end in itertools.pairwise(begins):
@@ -242,8 +247,11 @@ def cpu_s(root: psutil.Process) -> dict[str, float]:
     """CPU seconds of each process of the stack so far, by what it runs."""
     found: Counter[str] = Counter()
     for each in (root, *root.children(recursive=True)):
-        words = [word for word in each.cmdline() if not word.startswith("-")]
-        times = each.cpu_times()
+        try:
+            words = [word for word in each.cmdline() if not word.startswith("-")]
+            times = each.cpu_times()
+        except psutil.Error:  # a child that has just ended
+            continue
         found[" ".join(Path(word).name for word in words[:2])[:40]] += times.user + times.system
     return dict(found)
 

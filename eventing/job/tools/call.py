@@ -12,7 +12,7 @@ enforced by the scripts in `eventing/redis/scripts`; `tests/contract/test_tools.
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, Final
 
@@ -141,7 +141,7 @@ class ToolCall:
 
     def to_json(self) -> bytes:
         """The call's field in the record: the members that differ from their defaults."""
-        record = asdict(self)
+        record = {name: getattr(self, name) for name in _MEMBERS}
         return orjson.dumps({k: v for k, v in record.items() if v not in ("", 0) or k in _ALWAYS})
 
     @property
@@ -157,6 +157,7 @@ class ToolCall:
 _DROPPED: Final = "the job ended before it was sent"
 _OVERTAKEN: Final = "the job ended before its result came: it may have happened"
 _ALWAYS: Final = ("turn", "place", "state", "arguments", "sends")
+_MEMBERS: Final = tuple(each.name for each in fields(ToolCall))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

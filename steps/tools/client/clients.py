@@ -21,10 +21,13 @@ class Clients:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
+        self._is_ready = False
 
     async def ready(self) -> None:
         """Import what the clients need, beside the event loop. Raises `NotInstalled`."""
-        await asyncio.to_thread(lambda: (self._mcp, self._function))
+        if not self._is_ready:
+            await asyncio.to_thread(lambda: (self._mcp, self._function))
+            self._is_ready = True
 
     async def wake(self, target: Target, within_s: float) -> None:
         """Return once the server answers. Raises `Unavailable`."""

@@ -40,8 +40,8 @@ class TooLong(httpx2.TransportError):
 
 
 class Exchange(httpx2.AsyncBaseTransport):
-    """The connections of one call, none of which is kept for another. `allowed` are the addresses inside that may be
-    dialled; `headers` go to `origin` alone; at most `limit_bytes` are read.
+    """The connections of one send of a call, none of which is kept for another send. `allowed` are the addresses inside
+    that may be dialled; `headers` go to `origin` alone; at most `limit_bytes` are read.
 
     `arm` is called before the request that must not be repeated: from then on `began` says whether bytes of it may
     have left, `status` how it was answered, and `is_cut` whether more was answered than is read.
@@ -57,7 +57,7 @@ class Exchange(httpx2.AsyncBaseTransport):
         self._armed: dict[str, str] | None = None
         self._pool = httpcore2.AsyncConnectionPool(
             ssl_context=_ssl_context(),
-            max_keepalive_connections=0,
+            max_keepalive_connections=1,  # from a list to its call: one process answers both
             network_backend=_CheckedBackend(allowed),
         )
         self.kept: list[bytes] = []
@@ -70,6 +70,13 @@ class Exchange(httpx2.AsyncBaseTransport):
         self._armed = dict(headers)
         self._left_bytes = limit_bytes
         self.kept = []
+
+    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> httpx2.Response:
+        """The answer to one request, which is to be read and closed. Raises as `handle_async_request`."""
+        own = {"user-agent": "torpor", **headers}
+        timeouts = {"timeout": {"connect": CONNECT_S}}
+        request = httpx2.Request("POST", url, headers=own, content=body, extensions=timeouts)
+        return await self.handle_async_request(request)
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """One request. Raises `TargetRefused`, `Redirected` and what `httpx2` raises."""
@@ -89,11 +96,11 @@ class Exchange(httpx2.AsyncBaseTransport):
         if answer.status in _REDIRECTS:
             await answer.aclose()
             raise Redirected("the server redirects, which is not followed")
-        return self._response(answer)
+        return self._response(request, answer)
 
     async def _send(self, request: httpx2.Request, *, is_call: bool) -> httpcore2.Response:
         async def watch(name: str, _: Mapping[str, Any]) -> None:
-            if is_call and name.endswith("send_request_headers.started"):
+            if name.endswith("send_request_headers.started"):
                 self.began = True
 
         made = httpcore2.Request(
@@ -106,7 +113,7 @@ class Exchange(httpx2.AsyncBaseTransport):
             ),
             headers=request.headers.raw,
             content=request.stream,
-            extensions={**request.extensions, "trace": watch},
+            extensions={**request.extensions, **({"trace": watch} if is_call else {})},
         )
         try:
             return await self._pool.handle_async_request(made)
@@ -115,14 +122,16 @@ class Exchange(httpx2.AsyncBaseTransport):
         except (httpcore2.NetworkError, httpcore2.ProtocolError) as error:
             raise httpx2.NetworkError(str(error), request=request) from error
 
-    def _response(self, answer: httpcore2.Response) -> httpx2.Response:
+    def _response(self, request: httpx2.Request, answer: httpcore2.Response) -> httpx2.Response:
         encoding = {name.lower(): value for name, value in answer.headers}.get(b"content-encoding")
         if encoding not in (None, b"", b"identity"):
             raise httpx2.DecodingError(
                 "the server compressed its answer, which it was not asked to"
             )
         stream = _Counted(self, answer)
-        return httpx2.Response(answer.status, headers=answer.headers, stream=stream)
+        return httpx2.Response(
+            answer.status, headers=answer.headers, stream=stream, request=request
+        )
 
     def take(self, part: bytes) -> None:
         """Count what was read. Raises `TooLong`."""

@@ -8,6 +8,7 @@ by reference: the function names an address, its digest and its size, and the ad
 import asyncio
 import hashlib
 from collections.abc import Mapping
+from contextlib import aclosing
 from typing import Any, Final
 
 import httpx2
@@ -51,9 +52,11 @@ class FunctionClient:
         )
         exchange.arm({"idempotency-key": call.key}, limit_bytes)
         try:
-            async with asyncio.timeout(call.timeout_s), _client(exchange) as client:
+            async with asyncio.timeout(call.timeout_s):
                 headers, body = build_binary(event)
-                response = await client.post(target.url, content=body, headers=headers)
+                response = await exchange.post(target.url, headers, body)
+                async with aclosing(response):
+                    await response.aread()
         except TooLong as error:
             return Result(cut=tuple(error.kept))
         except Redirected as error:
@@ -84,9 +87,9 @@ class FunctionClient:
             extensions=event.extensions,
         )
         try:
-            async with asyncio.timeout(5.0), _client(exchange) as client:
+            async with asyncio.timeout(5.0):
                 headers, body = build_binary(cancelled)
-                await client.post(target.url, content=body, headers=headers)
+                await (await exchange.post(target.url, headers, body)).aclose()
         except (httpx2.HTTPError, TimeoutError, OSError):
             return
         finally:

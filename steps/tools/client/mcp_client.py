@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import httpx2
 import mcp_types
+from mcp.client.session import ClientSession
 from mcp.shared.dispatcher import ProgressFnT
 from mcp.shared.exceptions import MCPError
 from mcp.shared.inbound import mcp_param_headers, x_mcp_header_map
@@ -34,6 +35,7 @@ from steps.tools.client.answer import (
 )
 from steps.tools.client.dialler import Exchange, Redirected, TargetRefused, TooLong
 from steps.tools.client.mcp_forms import (
+    CALLED,
     Anything,
     TaskCancel,
     TaskGet,
@@ -44,7 +46,7 @@ from steps.tools.client.mcp_forms import (
     definition,
     task_answer,
 )
-from steps.tools.client.mcp_session import Session, Sessions, trim
+from steps.tools.client.mcp_session import Sessions, trim
 from steps.tools.metrics import TOOL_CHANGED
 
 KEY_META: Final = "dev.torpor/idempotencyKey"
@@ -114,7 +116,7 @@ class McpClient:
     ) -> Answer:
         """Send the call; `on_progress` hears how far it is. Raises `NotSent`, `Refused` and `InDoubt`."""
 
-        async def send(session: Session, exchange: Exchange) -> Answer:
+        async def send(session: ClientSession, exchange: Exchange) -> Answer:
             known = await self._check_pin(session, target, call)
             headers = {KEY_HEADER: call.key}
             if call.traceparent:
@@ -123,14 +125,16 @@ class McpClient:
                 headers |= mcp_param_headers(known.header_names, call.arguments)
             exchange.arm(headers, limit_bytes)
             meta: Any = {KEY_META: call.key}
-            said = await session.call_tool(
-                call.tool,
-                dict(call.arguments),
-                meta=meta,
+            params = mcp_types.CallToolRequestParams(
+                name=call.tool,
+                arguments=dict(call.arguments),
                 input_responses=_responses(call.answers),
                 request_state=call.state,
-                allow_input_required=True,
-                allow_claimed=True,
+                _meta=meta,
+            )
+            said = await session.send_request(
+                mcp_types.CallToolRequest(params=params),
+                CALLED,
                 progress_callback=_heard(on_progress) if on_progress else None,
             )
             return answer_of(said)
@@ -140,7 +144,7 @@ class McpClient:
     async def poll(self, target: Target, handle: str, limit_bytes: int, timeout_s: float) -> Answer:
         """How far a task is. Raises `NotSent` where it can not be asked now."""
 
-        async def ask(session: Session, exchange: Exchange) -> Answer:
+        async def ask(session: ClientSession, exchange: Exchange) -> Answer:
             exchange.arm({}, limit_bytes)
             request = TaskGet(params=TaskParams(task_id=handle))
             task = await session.send_request(request, Anything)
@@ -161,7 +165,7 @@ class McpClient:
         await self._tell(target, TaskCancel(params=TaskParams(task_id=handle)))
 
     async def _tell(self, target: Target, request: mcp_types.Request[Any, Any]) -> None:
-        async def tell(session: Session, exchange: Exchange) -> Answer:
+        async def tell(session: ClientSession, exchange: Exchange) -> Answer:
             exchange.arm({}, LIST_BYTES)
             await session.send_request(request, Anything)
             return Result()
@@ -175,7 +179,7 @@ class McpClient:
         self,
         target: Target,
         timeout_s: float,
-        send: Callable[[Session, Exchange], Awaitable[Answer]],
+        send: Callable[[ClientSession, Exchange], Awaitable[Answer]],
     ) -> Answer:
         """What `send` gave, or what its failure means."""
         exchange = _exchange(target, LIST_BYTES)
@@ -214,7 +218,9 @@ class McpClient:
             return answer
         raise InDoubt(f"no answer to the call: {type(error).__name__}") from None
 
-    async def _check_pin(self, session: Session, target: Target, call: Outgoing) -> _Known | None:
+    async def _check_pin(
+        self, session: ClientSession, target: Target, call: Outgoing
+    ) -> _Known | None:
         """The tool as it is listed now. Raises `Refused` where its definition is not the pinned one any more."""
         if not call.digest:
             return None
@@ -232,7 +238,7 @@ class McpClient:
                 raise Refused(TOOL_CHANGED, "the server's list is not the one that was listed")
         return known
 
-    async def _list(self, session: Session, target: Target) -> Listed:
+    async def _list(self, session: ClientSession, target: Target) -> Listed:
         """The server's list, without credentials that the server repeats."""
         tools: list[Mapping[str, Any]] = []
         cursor: str | None = None

@@ -4,11 +4,11 @@ means. Imported with `steps.tools.client.mcp_client` only. Pure.
 
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import mcp_types
 from mcp.client.session import ClientRequestContext
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Tag, TypeAdapter, ValidationError
 
 from eventing.job.tools.tool_list import definition_of
 from steps.tools.client.answer import Answer, Asks, Later, Result, error_result
@@ -60,9 +60,23 @@ class TaskCancel(mcp_types.Request[TaskParams, Literal["tasks/cancel"]]):
 _RESULT: Final[TypeAdapter[mcp_types.CallToolResult]] = TypeAdapter(mcp_types.CallToolResult)
 
 
-async def never(*_: Any) -> mcp_types.CallToolResult:
-    """Never called: the SDK wants a way to wait for a task, and here tasks are polled."""
-    raise NotImplementedError
+def _is_task(value: Any) -> str:
+    tag = (
+        value.get("resultType")
+        if isinstance(value, Mapping)
+        else getattr(value, "result_type", None)
+    )
+    return "task" if tag == "task" else "core"
+
+
+CALLED: Final[TypeAdapter[mcp_types.Result]] = TypeAdapter(
+    Annotated[
+        Annotated[mcp_types.CallToolResult | mcp_types.InputRequiredResult, Tag("core")]
+        | Annotated[TaskCreated, Tag("task")],
+        Discriminator(_is_task),
+    ]
+)
+"""What a call is answered with. The SDK would make one for each session that may be answered with a task."""
 
 
 async def dismiss(

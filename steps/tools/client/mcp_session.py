@@ -11,28 +11,20 @@ from typing import Any, Final
 import httpx2
 import mcp_types
 from mcp.client._probe import negotiate_auto
-from mcp.client.extension import ResultClaim
 from mcp.client.session import ClientSession
 from mcp.client.streamable_http import streamable_http_client
-from mcp.shared.dispatcher import CallOptions
+from mcp.shared.dispatcher import CallOptions, Dispatcher
 from mcp.shared.jsonrpc_dispatcher import JSONRPCDispatcher
 
 from eventing.clock import Clock
 from steps.tools.client.answer import Target
-from steps.tools.client.dialler import Exchange
-from steps.tools.client.mcp_forms import TaskCreated, dismiss, never
+from steps.tools.client.dialler import CONNECT_S, Exchange
+from steps.tools.client.mcp_forms import dismiss
+from steps.tools.client.mcp_stateless import REQUEST_IDS, StatelessDispatcher
 
 TASKS: Final = "io.modelcontextprotocol/tasks"
 _ERA_S: Final = 300.0
 _MOST_KEPT: Final = 1024
-_REQUEST_IDS: Final = 2**53
-
-
-class Session(ClientSession):
-    """A session that asks for no list by itself: the SDK would ask after a call, and fail the call with the list."""
-
-    async def validate_tool_result(self, name: str, result: mcp_types.CallToolResult) -> None:
-        return
 
 
 class _Dispatcher(JSONRPCDispatcher[Any]):
@@ -45,7 +37,7 @@ class _Dispatcher(JSONRPCDispatcher[Any]):
         opts: CallOptions | None = None,
         **more: Any,
     ) -> dict[str, Any]:
-        own: CallOptions = {"request_id": secrets.randbelow(_REQUEST_IDS), **(opts or {})}
+        own: CallOptions = {"request_id": secrets.randbelow(REQUEST_IDS), **(opts or {})}
         return await super().send_raw_request(method, params, own, **more)
 
 
@@ -61,40 +53,44 @@ class Sessions:
         self._eras.pop(target.url, None)
 
     @asynccontextmanager
-    async def open(self, target: Target, exchange: Exchange) -> AsyncIterator[Session]:
+    async def open(self, target: Target, exchange: Exchange) -> AsyncIterator[ClientSession]:
         """A session in the server's era, which is asked for where it is not known."""
+        until_s, known = self._eras.get(target.url, (0.0, None))
+        if known is not None and until_s > self._clock.monotonic_s():
+            async with _session(StatelessDispatcher(target.url, exchange)) as session:
+                session.adopt(known)
+                yield session
+            return
         client = httpx2.AsyncClient(
-            transport=exchange, timeout=httpx2.Timeout(None, connect=10.0), trust_env=False
+            transport=exchange, timeout=httpx2.Timeout(None, connect=CONNECT_S), trust_env=False
         )
-        claim = ResultClaim(result_type="task", model=TaskCreated, resolve=never)
         async with (
             client,
             streamable_http_client(target.url, http_client=client, max_sse_event_size=None) as (
                 read,
                 write,
             ),
-            Session(
-                dispatcher=_Dispatcher(read, write),
-                elicitation_callback=dismiss,
-                client_info=mcp_types.Implementation(name="torpor", version="1"),
-                extensions={TASKS: {}},
-                result_claims={TASKS: (claim,)},
-            ) as session,
+            _session(_Dispatcher(read, write)) as session,
         ):
             await self._negotiate(session, target)
             yield session
 
-    async def _negotiate(self, session: Session, target: Target) -> None:
-        until_s, known = self._eras.get(target.url, (0.0, None))
-        if until_s <= self._clock.monotonic_s():
-            await negotiate_auto(session)
-            trim(self._eras)
-            found = session.discover_result
-            self._eras[target.url] = (self._clock.monotonic_s() + _ERA_S, found)
-        elif known is not None:
-            session.adopt(known)
-        else:
+    async def _negotiate(self, session: ClientSession, target: Target) -> None:
+        if self._eras.get(target.url, (0.0, None))[0] > self._clock.monotonic_s():
             await session.initialize()
+            return
+        await negotiate_auto(session)
+        trim(self._eras)
+        self._eras[target.url] = (self._clock.monotonic_s() + _ERA_S, session.discover_result)
+
+
+def _session(dispatcher: Dispatcher[Any]) -> ClientSession:
+    return ClientSession(
+        dispatcher=dispatcher,
+        elicitation_callback=dismiss,
+        client_info=mcp_types.Implementation(name="torpor", version="1"),
+        extensions={TASKS: {}},
+    )
 
 
 def trim(kept: dict[str, Any]) -> None:

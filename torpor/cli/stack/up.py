@@ -21,6 +21,8 @@ _SWITCH: Final = {"detach": "Start it behind this terminal, and return once it i
 @with_flags(StackSettings, switches=_SWITCH)
 def up(*, detach: bool = False, **flags: Any) -> None:
     """Run api, broker, store and predictors (from zero) on this machine until Ctrl-C."""
+    import uvloop
+
     from eventing.telemetry import log, trace
     from torpor.local.data_dir import require_linux
 
@@ -33,7 +35,7 @@ def up(*, detach: bool = False, **flags: Any) -> None:
         return
     log.configure("stack", level=settings.log_level)
     trace.configure("stack")
-    asyncio.run(_run(settings))
+    uvloop.run(_run(settings))
     trace.close()
 
 

@@ -84,7 +84,8 @@ class Activator:
         body = await request.body()
         for _ in range(_TRIES):
             try:
-                replica = await self._unless_left(request)
+                replica = self._take() if not self._held else None
+                replica = replica or await self._unless_left(request)
             except (Overloaded, TimeoutError):
                 return Response(status_code=503, headers={"retry-after": "1"})
             if replica is None:
@@ -140,6 +141,14 @@ class Activator:
             span.set(replica=replica.id)
             return replica
 
+    def _take(self) -> LocalReplica | None:
+        """A replica with a free slot, which is taken; None where there is none."""
+        replica = least_busy(self._replicas.values(), concurrency=self._concurrency)
+        if replica is not None:
+            replica.in_flight += 1
+            self.in_flight += 1
+        return replica
+
     async def _reserve(self, void_at: float) -> LocalReplica:
         """A replica with a free slot, which is taken. Waits for one; wakes the autoscaler when there is none."""
         async with self._room:
@@ -148,17 +157,13 @@ class Activator:
             place = object()
             self._held[place] = asyncio.get_running_loop().time(), void_at
             try:
-                while (
-                    replica := least_busy(self._replicas.values(), concurrency=self._concurrency)
-                ) is None:
+                while (replica := self._take()) is None:
                     if self._is_closing:
                         raise Overloaded("the stack is ending")
                     self._on_waiting()
                     await self._room.wait()
             finally:
                 del self._held[place]
-            replica.in_flight += 1
-            self.in_flight += 1
             return replica
 
     async def _release(self, replica: LocalReplica) -> None:
