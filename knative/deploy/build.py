@@ -37,6 +37,10 @@ def _read(path: Path) -> str | None:
         return None
     try:
         return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise BuildError(
+            f"there is no {path} here: `torpor render` writes manifests/ from values.yaml, or name another folder"
+        ) from error
     except OSError as error:
         raise BuildError(f"{path}: cannot be read: {error.strerror}") from error
 

@@ -184,6 +184,17 @@ def test_contradicting_options_name_the_right_ones(
     assert meant in line
 
 
+def test_where_nothing_was_rendered_the_doctor_says_what_renders(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    code, line = said(monkeypatch, capsys, "doctor")
+
+    assert code != 0
+    assert "no manifests/overlays/queue here: `torpor render`" in line
+
+
 def test_a_wrong_lifetime_of_kept_answers_is_said_before_a_plan_is_searched(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
