@@ -55,7 +55,7 @@ class Named:
 
 
 def primary_of(answers: Sequence[Named | Exception], service_name: str) -> tuple[str, int]:
-    """Host and port of the primary, by what sentinels answered. Raises redis-py's error where nobody can say it."""
+    """Host and port of the primary, by what sentinels answered. Raises redis-py's error where none can tell."""
     named = [each for each in answers if not isinstance(each, Exception)]
     if not named:
         for error in (each for each in answers if isinstance(each, Exception)):

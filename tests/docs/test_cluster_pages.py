@@ -16,7 +16,8 @@ import yaml
 from typer.testing import CliRunner
 
 from knative.deploy.doctor import Severity, examine
-from knative.deploy.values import Values
+from knative.deploy.render.tree import files
+from knative.deploy.values import StoreValues, Values
 from tests.manifests.conftest import kustomize
 from tests.manifests.objects import secrets
 from torpor.cli.app import assembled
@@ -82,13 +83,15 @@ MADE_BY_THE_PLATFORM = {
     ("deployment", "kserve-controller-manager"),
     ("configmap", "config-network"),
     ("secret", "torpor-direct"),  # the reader makes it
+    ("cronjob", "backup-now"),  # a Job that the reader makes of the CronJob
 }
 SHORT = {"svc": "service", "ksvc": "service", "deploy": "deployment", "secrets": "secret"}
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_object_that_a_kubectl_command_names_is_rendered(page: str) -> None:
-    known = {(kind.lower(), name) for kind, name in rendered()} | MADE_BY_THE_PLATFORM
+    known = {(kind.lower(), name) for kind, name in rendered() | of_three_servers()}
+    known |= MADE_BY_THE_PLATFORM
 
     assert set(named_by(page)) <= known
 
@@ -117,6 +120,24 @@ def rendered() -> frozenset[tuple[str, str]]:
                     for kind in ("Deployment", "Service")
                 }
     return frozenset(found | {("Secret", name) for name in secrets()})
+
+
+@cache
+def of_three_servers() -> frozenset[tuple[str, str]]:
+    """The objects of a store of three servers with backups, and the claims of their disks."""
+    store = StoreValues(replicas=3, backup_url="s3://bucket/torpor")
+    texts = [text for name, text in files(Values(store=store)).items() if name.endswith(".yaml")]
+    found = set()
+    for each in (each for text in texts for each in yaml.safe_load_all(text) if each):
+        if "metadata" in each:
+            found.add((each["kind"], each["metadata"]["name"]))
+        if each.get("kind") == "StatefulSet":
+            found |= {
+                ("PVC", f"{claim['metadata']['name']}-{each['metadata']['name']}-{number}")
+                for claim in each["spec"]["volumeClaimTemplates"]
+                for number in range(each["spec"]["replicas"])
+            }
+    return frozenset(found)
 
 
 LAPTOP = {"install.md": "queue-cpu", "tutorials/serverless.md": "serverless-cpu"}
