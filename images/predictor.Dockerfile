@@ -29,6 +29,9 @@ RUN python3 -c "import compileall as c, importlib.util as u, os, py_compile, sys
         [c.compile_dir(each, quiet=2, workers=0, invalidation_mode=how) for each in folders]; \
         made = [u.cache_from_source(u.find_spec(n).origin) for n in ('vllm', 'torch', 'transformers', 'json')]; \
         assert all(map(os.path.exists, made)), made"
+# vLLM starts a second interpreter to learn what the model's class can do, and keeps the answers where a new pod has
+# nothing: they are made here (on CPU: 7 s of CPU less at each start). What needs a driver to be imported is asked then.
+RUN python3 -m predictor.engine.vllm.model_infos || echo "none: each start asks a second interpreter"
 # torch asks for the user's name; everything that is written goes to mounted volumes.
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp USER=torpor LOGNAME=torpor
 USER 10001:10001

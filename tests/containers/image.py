@@ -2,7 +2,7 @@
 
 The base is Debian by debootstrap, made once a machine. Short form: an image's virtual environment is linked from
 the distributions installed here, exactly those that its Dockerfile's extras ask for, so that what the image would
-lack is lacked here. Long form (`TORPOR_CONTAINERS=build`): buildah builds the Dockerfile as it stands.
+lack is lacked here. Long form (`TORPOR_CONTAINERS=build`): podman builds the Dockerfile as it stands.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import Distribution, distribution
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,13 @@ def storage(cache: Path) -> list[str]:
 
 
 STORAGE = storage(CACHE)
+_BASE_DOCKERFILE = """\
+FROM scratch
+COPY . /
+ENV PATH=/usr/bin:/bin:/usr/sbin:/sbin
+# The Dockerfiles make the user themselves.
+RUN userdel torpor
+"""
 
 
 class Unavailable(Exception):
@@ -114,25 +121,43 @@ def linked(dockerfile: str, folder: Path) -> Image:
 
 
 def built(dockerfile: str, folder: Path) -> Image:
-    """The long form: the Dockerfile built as it stands, layers kept from run to run."""
-    buildah = ["buildah", *STORAGE]
-    if subprocess.run([*buildah, "images", "-q", BASE], capture_output=True).returncode:
-        made = said(*buildah, "from", "scratch")
-        said(*buildah, "add", "-q", made, base(), "/")
-        said(*buildah, "config", "--env", "PATH=/usr/bin:/bin:/usr/sbin:/sbin", made)
-        # The Dockerfiles make the user themselves.
-        said(*buildah, "run", "--isolation", "chroot", made, "--", "userdel", "torpor")
-        said(*buildah, "commit", "-q", made, BASE)
-        said(*buildah, "rm", made)
+    """The long form: the Dockerfile built as it stands, layers kept from run to run. `TORPOR_BUILD_FLAGS` has more
+    flags of the build, as a machine needs that has its packages elsewhere.
+    """
+    podman = ["podman", *STORAGE]
+    how = ["build", "--isolation", "chroot", "--network", "host"]
     folder.mkdir()
+    if subprocess.run([*podman, "image", "exists", BASE], capture_output=True).returncode:
+        (folder / "Dockerfile").write_text(_BASE_DOCKERFILE)
+        said(*podman, *how, "-f", folder / "Dockerfile", "-t", BASE, base())
     (folder / "pip.conf").write_text("[global]\ncert = /run/secrets/ca\n")
     secrets = ["--secret", f"id=pipconf,src={folder / 'pip.conf'}"]
     secrets += ["--secret", f"id=ca,src={CA}"] if CA.exists() else []
     name = f"localhost/torpor-test/{dockerfile.removesuffix('.Dockerfile')}:1"
-    how = ["bud", "--layers", "--isolation", "chroot", "--network", "host", *secrets]
-    said(*buildah, *how, "-f", ROOT / "images" / dockerfile, "-t", name, ROOT)
+    how += ["--layers", *secrets, *shlex.split(os.environ.get("TORPOR_BUILD_FLAGS", ""))]
+    said(*podman, *how, "-f", ROOT / "images" / dockerfile, "-t", name, ROOT, limit_s=3600)
     stage = last_stage((ROOT / "images" / dockerfile).read_text())
     return Image([], [name], stage.entrypoint, stage.command)
+
+
+def predictor_image(name: str) -> Image:
+    """The predictor's image for CPUs under a name that the engine has it by."""
+    stage = last_stage((ROOT / "images" / "predictor-cpu.Dockerfile").read_text())
+    return Image([], [name], stage.entrypoint, stage.command)
+
+
+def readable(model: Path, folder: Path) -> Path:
+    """A copy that the image's user may read, whatever our umask was."""
+    copy = folder / "claim"
+    shutil.copytree(model, copy)
+    for path in (folder, copy, *copy.iterdir()):
+        path.chmod(0o755)
+    return copy
+
+
+def with_weights(image: Image, claim: Path) -> Image:
+    """The image with weights where KServe mounts a claim."""
+    return replace(image, flags=[*image.flags, "--volume", f"{claim}:/mnt/models:ro"])
 
 
 def project() -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Each process of ours in a container as its rendered pod has it, and together from a submit to its answer.
 
-`make test-containers` is the long form: it builds the images of api and broker from their Dockerfiles first.
+`make test-containers` is the long form: it builds the images from their Dockerfiles first.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from tests.containers.node import Container, Node, podman, store_image
 from tests.manifests.conftest import MANIFESTS, kustomize
 
 IS_LONG = os.environ.get("TORPOR_CONTAINERS") == "build"
-TOOLS = ["podman", "runc", "debootstrap", "kubectl", *(["buildah"] if IS_LONG else [])]
+TOOLS = ["podman", "runc", "debootstrap", "kubectl"]
 MISSING = [tool for tool in TOOLS if shutil.which(tool) is None]
 WHY_NOT = (
     f"not installed: {', '.join(MISSING)}" if MISSING

@@ -144,9 +144,10 @@ def test_the_broker_images_command_is_an_existing_module(overlays: dict[str, Res
 
 def test_the_engine_can_do_without_what_the_cpu_image_leaves_out(tmp_path: Path) -> None:
     dockerfile = text(ROOT / "images" / "predictor-cpu.Dockerfile")
-    (words,) = re.findall(r"pip uninstall -y ([\w -]+)", dockerfile)
-    names = [name.replace("opencv-python-headless", "cv2") for name in words.split()]
-    assert "triton" in names
+    words = " ".join(re.findall(r"pip uninstall -y ((?:[\w -]|\\\n)+)", dockerfile))
+    packages = words.replace("\\\n", " ").replace("opencv-python-headless", "cv2")
+    names = [name.replace("-", "_") for name in packages.split()] + ["kubernetes.aio"]
+    assert {"triton", "numba", "anthropic"} <= set(names)
     # `None` in sys.modules is what an import of something absent meets.
     (tmp_path / "sitecustomize.py").write_text(
         f"import sys\nsys.modules.update(dict.fromkeys({names!r}))\n"
@@ -164,3 +165,13 @@ def test_the_engine_can_do_without_what_the_cpu_image_leaves_out(tmp_path: Path)
     )
 
     assert made.returncode == 0, made.stderr[-2000:]
+
+
+def test_the_gpu_image_is_built_with_what_its_model_classes_can_do() -> None:
+    dockerfile = text(ROOT / "images" / "predictor.Dockerfile")
+    (module,) = re.findall(r"^RUN python3 -m ([\w.]+)", dockerfile, re.MULTILINE)
+
+    # After the package is there, and before the user who may write nothing.
+    at = dockerfile.index(module)
+    assert dockerfile.index("pip install") < at < dockerfile.index("USER 10001")
+    assert (ROOT / module.replace(".", "/")).with_suffix(".py").is_file()

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from predictor.engine.vllm import model_infos
 from predictor.engine.vllm.errors import start_failure
 from predictor.engine.vllm.phases import timed
 from predictor.errors import EngineStartError
@@ -129,6 +130,8 @@ def build_config(args: Any) -> Any:
 
     if is_cpu_build():
         _register_model_class(Path(args.model))
+    else:
+        model_infos.share()
     try:
         config = AsyncEngineArgs.from_cli_args(args).create_engine_config(
             UsageContext.OPENAI_API_SERVER
