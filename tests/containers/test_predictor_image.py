@@ -31,6 +31,7 @@ WEATHER = {
     "type": "function",
     "function": {
         "name": "weather",
+        "strict": True,
         "parameters": {
             "type": "object",
             "properties": {"day": {"type": "string", "enum": ["today", "tomorrow"]}},
@@ -76,7 +77,7 @@ def thinker(tmp_path: Path, image: Image, arguments: tuple[str, ...]) -> Iterato
 
 def ask(thinker: Container, path: str, **body: Any) -> dict[str, Any]:
     """A call on the node's network."""
-    words = {"model": "thinker", **body}
+    words = {"model": "thinker", "temperature": 0, **body}
     said = thinker.node.call(lambda: httpx.post(f"{URL}/{path}", json=words, timeout=120))
     assert said.status_code == 200, [said.text, thinker.log()]
     answered: dict[str, Any] = said.json()
