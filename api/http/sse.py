@@ -1,7 +1,7 @@
 """Server-sent events: frames, and the response that sends them.
 
-Called by every stream. The response is sse-starlette's without its per-event costs (docs/adr/0041). Must not know
-jobs.
+Called by every stream. The response is our own for the sake of what an event and an open stream cost (docs/adr/0041).
+Must not know jobs.
 """
 
 import asyncio
@@ -11,13 +11,11 @@ from typing import Any, Final, Protocol
 
 import orjson
 import structlog
-from sse_starlette import EventSourceResponse
-from sse_starlette.sse import SendTimeoutError
+from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from api.http.protocol import writer_of
 from api.http.shutdown import Shutdown
-from eventing.errors import first_of
 
 
 def frame(event: str, data: Any, *, cursor: str = "") -> bytes:
@@ -61,7 +59,14 @@ class Hold(Protocol):
     async def until_revoked(self) -> None: ...
 
 
-class Stream(EventSourceResponse):
+_HEADERS: Final = {
+    "cache-control": "no-store",
+    "connection": "keep-alive",
+    "x-accel-buffering": "no",  # or nginx would keep events back
+}
+
+
+class Stream(StreamingResponse):
     """A stream of complete frames. Frames that are ready at the same time are sent in one write.
 
     A client that stops reading is detected by the keep-alive, within `_STUCK_S`. `farewell` is the last frame of a
@@ -80,37 +85,53 @@ class Stream(EventSourceResponse):
     ) -> None:
         self.hold: Hold | None = None
         self._frames = frames
+        self._keep_alive_s = keep_alive_s
         self._shutdown = shutdown
         self._farewell = farewell
+        self._on_disconnect = on_disconnect
         self._has_begun = asyncio.Event()
+        self._has_ended = False
+        self._sending = asyncio.Lock()
         super().__init__(
-            frames,
-            headers=headers,
-            ping=keep_alive_s,
-            # sse-starlette takes bytes as they are; its annotation only knows its own event.
-            ping_message_factory=lambda: KEEP_ALIVE,  # type: ignore[arg-type, return-value]
-            send_timeout=_STUCK_S,
-            client_close_handler_callable=on_disconnect,
+            frames, headers={**_HEADERS, **(headers or {})}, media_type="text/event-stream"
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._wire = scope.get(RAW_SEND, send)
-        try:
-            with self.hold.count if self.hold is not None else nullcontext():
-                await super().__call__(scope, receive, send)
-        except (SendTimeoutError, ExceptionGroup) as error:
-            if not isinstance(first_of(error), SendTimeoutError):
-                raise
+        with self.hold.count if self.hold is not None else nullcontext():
+            if await self._run(receive, send):
+                return
             _log.info("a client does not read its stream", action="stream", for_s=_STUCK_S)
             if (wire := writer_of(scope)) is not None:
                 wire.abort()
                 await asyncio.sleep(0)  # the server is told before this returns
 
-    async def _stream_response(self, send: Send) -> None:
-        """Write frames as they come.
+    async def _run(self, receive: Receive, send: Send) -> bool:
+        """Stream until the frames end, the client leaves, or the process ends the stream; False when the client reads
+        nothing.
+        """
+        ends = (self._write(send), self._until_left(receive), self._until_told())
+        running = {asyncio.create_task(end) for end in ends}
+        try:
+            while True:
+                ended, _ = await asyncio.wait(
+                    running, timeout=self._keep_alive_s, return_when=asyncio.FIRST_COMPLETED
+                )
+                if ended:
+                    break
+                if not await self._keep_open():
+                    return False
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running)
+        for task in ended:
+            task.result()
+        return True
 
-        For each event sse-starlette's own method (a timeout's scope, a log record) and the layers between here and
-        the server cost as much as everything else; both are bypassed for tokens (docs/adr/0041).
+    async def _write(self, send: Send) -> None:
+        """Write frames as they come, past the layers between here and the server: they cost as much as everything else
+        (docs/adr/0041).
         """
         head = {"status": self.status_code, "headers": self.raw_headers}
         await send({"type": "http.response.start", **head})
@@ -122,12 +143,33 @@ class Stream(EventSourceResponse):
         await self._end(b"")
 
     async def _end(self, last: bytes) -> None:
-        async with self._send_lock:
-            self.active = False
+        async with self._sending:
+            self._has_ended = True
             await self._wire({"type": "http.response.body", "body": last, "more_body": False})
 
-    async def _listen_for_exit_signal_with_grace(self) -> None:
-        """End the stream with the farewell when the process shuts down. Returning ends the response."""
+    async def _keep_open(self) -> bool:
+        """Send a keep-alive; False when the client takes nothing for `_STUCK_S`."""
+        async with self._sending:
+            if self._has_ended or not self._has_begun.is_set():
+                return True
+            try:
+                async with asyncio.timeout(_STUCK_S):
+                    await self._wire(
+                        {"type": "http.response.body", "body": KEEP_ALIVE, "more_body": True}
+                    )
+            except TimeoutError:
+                return False
+        return True
+
+    async def _until_left(self, receive: Receive) -> None:
+        while (message := await receive())["type"] != "http.disconnect":
+            continue
+        self._has_ended = True
+        if self._on_disconnect is not None:
+            await self._on_disconnect(message)
+
+    async def _until_told(self) -> None:
+        """End the stream with the farewell when the process shuts down, or when its key was revoked."""
         if not await self._is_shutting_down():
             await self._end(last_comment("the key of this stream was revoked"))
             return
