@@ -300,7 +300,7 @@ async def test_render_check_fails_on_a_difference(run: Run, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("source", "words"),
-    [("nowhere", "cannot be read"), (".", "no kustomization.yaml"), ("-", "not YAML")],
+    [("nowhere", "there is no nowhere here"), (".", "no kustomization.yaml"), ("-", "not YAML")],
 )
 async def test_a_wrong_source_is_one_clear_line(run: Run, source: str, words: str) -> None:
     result = await run("doctor", source, say="a: [")
