@@ -14,6 +14,7 @@ from typing import Any, Final
 import hiredis
 from redis._parsers.base import BaseParser
 from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.exceptions import ConnectionError, InvalidResponse, TimeoutError
 
 from eventing.redis.replica import REPLICA_NOW, says_replica
@@ -24,6 +25,7 @@ _BLOCKING: Final = frozenset({"XREAD", "XREADGROUP", "BLPOP", "BRPOP", "BLMOVE",
 _ODD_OPTIONS: Final = frozenset({"NEVER_DECODE", "EMPTY_RESPONSE"})
 _pack: Final[Callable[[tuple[Any, ...]], bytes]] = hiredis.pack_command
 _CLOSED: Final = "the connection was closed"
+_REPLACED: Final = "sentinels name another server by now"
 
 
 class _PendingReplies:
@@ -43,8 +45,11 @@ class _Protocol(asyncio.Protocol):
     every reply behind it is late too and the server may hang.
     """
 
-    def __init__(self, stream: asyncio.StreamWriter, timeout_s: float) -> None:
+    def __init__(
+        self, stream: asyncio.StreamWriter, timeout_s: float, address: tuple[str, int] | None
+    ) -> None:
         self.loop: Final = asyncio.get_running_loop()
+        self.address: Final = address  #: as sentinels named it; None where there are none
         self._stream: Final = (
             stream  # otherwise it would close the connection when it is garbage-collected
         )
@@ -146,10 +151,25 @@ class MultiplexedConnection:
         """
         if not commands:
             return []
+        return await (await self._opened_wire()).ask(commands)
+
+    async def ask_primary(self, commands: Sequence[Command]) -> list[Any]:
+        """As `ask`, and afterwards sentinels, where there are any, still name the server that replied. Raises
+        `ConnectionError` if they do not: what was written may be lost, whatever a replica confirmed, since one that was
+        not yet led away still follows a server that was replaced.
+        """
+        wire = await self._opened_wire()
+        answers = await wire.ask(commands)
+        if wire.address is not None and await self._pool.get_master_address() != wire.address:
+            wire.close(ConnectionError(_REPLACED))
+            raise ConnectionError(_REPLACED)
+        return answers
+
+    async def _opened_wire(self) -> _Protocol:
         wire = self._wire
         if wire is None or not wire.is_open or wire.loop is not asyncio.get_running_loop():
             wire = await self._open()
-        return await wire.ask(commands)
+        return wire
 
     async def send(self, commands: Sequence[Command]) -> list[Any]:
         """Raw replies to the commands, in order, in one round trip. Raises the first error reply; the commands
@@ -201,7 +221,9 @@ class MultiplexedConnection:
                 raise ConnectionError(_CLOSED) from None
             raise
         stream, connection._writer, connection._reader = connection._writer, None, None
-        wire = self._wire = _Protocol(stream, self._timeout_s)
+        is_named = isinstance(self._pool, SentinelConnectionPool)
+        address = (connection.host, connection.port) if is_named else None
+        wire = self._wire = _Protocol(stream, self._timeout_s, address)
         stream.transport.set_protocol(wire)
         return wire
 

@@ -3,7 +3,8 @@
 Called by the stores for what a caller is promised: a job that was taken, and its end. A connection that waits for
 replicas can do nothing else meanwhile, so it is one of its own, and what arrives during a wait goes out together after
 it. Write and wait use the same connection: on another one, the wait could be answered by the server that replaced the
-one with the write.
+one with the write. Sentinels are asked once more after the wait: a replica that still follows a server which was
+replaced confirms its writes until it is led away.
 """
 
 import asyncio
@@ -51,7 +52,7 @@ class ReplicatedWrites:
             every = [command for commands, _ in group for command in commands]
             wait = ("WAIT", self._acks, self._wait_ms)
             try:
-                *answers, _, confirmed = await self._line.ask([*every, _FENCE, wait])
+                *answers, _, confirmed = await self._line.ask_primary([*every, _FENCE, wait])
                 failure = self._failure(confirmed)
             except Exception as error:  # each caller raises it
                 answers, failure = [], error

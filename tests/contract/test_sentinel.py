@@ -16,6 +16,7 @@ from eventing.process.store_url import parse_store_url
 from eventing.redis import keys, script
 from eventing.redis.connection import connect, failures_named
 from eventing.redis.multiplexed_connection import SharedRedis
+from eventing.redis.replicated import ReplicatedWrites
 from eventing.store.redis_store import RedisStore
 from tests.contract.rig import new_job
 from tests.redis_server import VALKEY, RedisServer
@@ -85,6 +86,27 @@ async def test_a_primary_that_wakes_up_after_it_was_replaced_is_left(tmp_path: P
             ):  # it follows the new one, and nothing was written to it alone
                 await asyncio.sleep(0.02)
         await reader.aclose()
+        await client.aclose()
+
+
+async def test_a_write_that_a_replica_of_a_replaced_server_confirmed_is_no_promise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A primary that wakes up has, for a moment, the replica that was not yet led to the next one."""
+    async with watched_store(tmp_path, servers=2) as store:
+        client = connect(store.url)
+        writes = ReplicatedWrites(client, acks=1)
+        await writes.send([("SET", "before", "1")])
+        sentinels: Any = client.connection_pool
+        (replica,) = store.replicas
+
+        async def named(_: str) -> tuple[str, int]:
+            return "127.0.0.1", replica.proxy.port
+
+        monkeypatch.setattr(sentinels.sentinel_manager, "discover_master", named)
+        with pytest.raises(StoreUnavailable):
+            async with failures_named():
+                await writes.send([("SET", "late", "1")])
         await client.aclose()
 
 
