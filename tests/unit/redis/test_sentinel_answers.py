@@ -1,9 +1,15 @@
 """Which server is the primary, by what sentinels answer in the midst of a failover."""
 
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 from redis.exceptions import AuthenticationError, ConnectionError
 
-from eventing.redis.sentinel import Named, SentinelRefusal, parsed, primary_of
+from eventing.process.store_url import parse_store_url
+from eventing.redis.multiplexed_connection import Command
+from eventing.redis.sentinel import Named, SentinelRefusal, parsed, primary_of, sentinel_pool
 
 OLD, NEW = ("10.0.0.1", 6379), ("10.0.0.2", 6379)
 
@@ -64,3 +70,33 @@ def test_a_refused_password_is_said_before_other_errors() -> None:
         primary_of([ConnectionError("refused"), AuthenticationError("no")], "torpor")
     with pytest.raises(ConnectionError, match="no sentinel names a primary of torpor"):
         primary_of([ConnectionError("refused")], "torpor")
+
+
+class Answering:
+    """A sentinel that answers after so long."""
+
+    def __init__(self, named: tuple[str, int], epoch: int, after_s: float) -> None:
+        table = {"ip": named[0], "port": named[1], "config-epoch": epoch, "flags": "master"}
+        self._table = [str(word).encode() for pair in table.items() for word in pair]
+        self._address = [named[0].encode(), str(named[1]).encode()]
+        self._after_s = after_s
+
+    async def send(self, _: Sequence[Command]) -> list[Any]:
+        await asyncio.sleep(self._after_s)
+        return [self._table, self._address]
+
+
+async def test_a_majority_that_has_not_heard_yet_is_not_believed_before_the_others() -> None:
+    where = parse_store_url("redis+sentinel://a,b,c/torpor")
+    sentinels = sentinel_pool(where, timeout_s=1.5).sentinel_manager
+    sentinels.sentinels = [Answering(OLD, 1, 0), Answering(OLD, 1, 0), Answering(NEW, 2, 0.02)]
+
+    assert await sentinels.discover_master("torpor") == NEW
+
+
+async def test_a_sentinel_that_hangs_is_not_waited_for_once_the_others_have_answered() -> None:
+    where = parse_store_url("redis+sentinel://a,b,c/torpor")
+    sentinels = sentinel_pool(where, timeout_s=1.5).sentinel_manager
+    sentinels.sentinels = [Answering(NEW, 2, 0), Answering(NEW, 2, 0), Answering(OLD, 1, 3600)]
+
+    assert await sentinels.discover_master("torpor") == NEW
