@@ -18,7 +18,7 @@ from predictor.engine.engine import ColdStartPhase
 
 _log = structlog.get_logger()
 
-_EVERY_S: Final = 5.0
+EVERY_S: Final = 5.0
 """A third of the time after which a replica counts as silent (`eventing.replica`)."""
 
 
@@ -77,7 +77,7 @@ class Heartbeat:
             # Not wait_for: until Python 3.12 it swallows a cancel that comes with the event, and a
             # predictor told to go just after it was ready never ended (F31).
             with suppress(TimeoutError):
-                async with asyncio.timeout(_EVERY_S):
+                async with asyncio.timeout(EVERY_S):
                     await self._news.wait()
 
     async def failed(self, reason: str) -> None:

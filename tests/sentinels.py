@@ -3,6 +3,7 @@ so that a server can be killed, frozen, or cut off from everything.
 """
 
 import asyncio
+import re
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -18,8 +19,9 @@ from tests.faults.proxy import Proxy
 from tests.redis_server import VALKEY, RedisServer
 
 SERVICE: Final = "torpor"
+SERVERS: Final = 3
 SENTINELS: Final = 3
-DOWN_AFTER_MS: Final = 700
+_SCRIPTS: Final = Path(__file__).parents[1] / "knative" / "deploy" / "store"
 _IN_STEP_WITHIN_S: Final = 60.0
 
 
@@ -150,7 +152,7 @@ class WatchedStore:
 
 @asynccontextmanager
 async def watched_store(
-    folder: Path, *, binary: Path = VALKEY, servers: int = 3, guard: Guard | None = None
+    folder: Path, *, binary: Path = VALKEY, servers: int = SERVERS, guard: Guard | None = None
 ) -> AsyncIterator[WatchedStore]:
     """So many servers, the first of them the primary, and three sentinels, in step."""
     async with AsyncExitStack() as stack:
@@ -164,6 +166,8 @@ async def watched_store(
                 login=guard.of_server if guard else None,
             )
             server.lines = _lines(proxy, nodes[0].proxy if nodes else None, guard)
+            if servers >= SERVERS:
+                server.lines += _deployed("start-server.sh", "min-replicas[a-z-]*")
             proxy.target = server.port
             await asyncio.to_thread(server.start)
             stack.callback(_end, server)
@@ -185,6 +189,14 @@ def _end(server: RedisServer) -> None:
         server.kill()
 
 
+def _deployed(script: str, pattern: str) -> tuple[str, ...]:
+    """The lines that a script of the store's pods writes and whose beginning matches."""
+    text = (_SCRIPTS / script).read_text()
+    found = tuple(re.findall(rf'echo "((?:{pattern}) [^"$]*)"', text))
+    assert found, f"{script} writes no {pattern}"
+    return found
+
+
 def _lines(proxy: Proxy, primary: Proxy | None, guard: Guard | None) -> tuple[str, ...]:
     return (
         "bind 127.0.0.1",
@@ -192,7 +204,7 @@ def _lines(proxy: Proxy, primary: Proxy | None, guard: Guard | None) -> tuple[st
         "appendonly yes",
         "appendfsync everysec",
         "repl-diskless-sync-delay 0",
-        "repl-timeout 5",
+        *_deployed("start-server.sh", "repl-timeout"),
         "replica-announce-ip 127.0.0.1",
         f"replica-announce-port {proxy.port}",
         *([f"replicaof 127.0.0.1 {primary.port}"] if primary else []),
@@ -231,9 +243,7 @@ def _sentinel(folder: Path, binary: Path, primary_port: int, guard: Guard | None
     made.lines = (
         "bind 127.0.0.1",
         f"sentinel monitor {SERVICE} 127.0.0.1 {primary_port} 2",
-        f"sentinel down-after-milliseconds {SERVICE} {DOWN_AFTER_MS}",
-        f"sentinel failover-timeout {SERVICE} 3000",
-        f"sentinel parallel-syncs {SERVICE} 2",
+        *_deployed("start-sentinel.sh", "sentinel (?:down-after|failover|parallel)[a-z-]*"),
         *(guard.of_sentinels() if guard else ()),
     )
     return made

@@ -5,9 +5,10 @@ only the caller knows whether a command may be sent twice.
 """
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.connection import Connection
@@ -37,14 +38,10 @@ from eventing.redis.sentinel import SentinelRefusal, sentinel_pool
 from eventing.redis.tls import TlsConnection, tls_failure
 
 _store = Dependency("store", setting="TORPOR_REDIS_URL")
-_REFUSED_WRITE = (
-    "OOM ",
-    "MISCONF ",
-    "NOREPLICAS ",
-    "CLUSTERDOWN ",
-    "LOADING ",
-    "MASTERDOWN ",
+_REFUSED_WRITE: Final = re.compile(
+    r"(?:^|[\s'-])(?:OOM|MISCONF|NOREPLICAS|CLUSTERDOWN|LOADING|MASTERDOWN) "
 )
+"""The code stands first, or behind what redis-py says of a pipeline and older servers of a script."""
 _CLOSED_BY_UVLOOP = "the handler is closed"
 
 
@@ -157,12 +154,7 @@ def _refusal(error: Exception, of: Dependency) -> str | None:
 
 
 def _is_refused_write(error: ResponseError) -> bool:
-    """Inside a script's error the error code follows the script's name."""
     text = str(error)
-    return (
-        isinstance(error, OutOfMemoryError | ReadOnlyError)
-        or text.startswith(_REFUSED_WRITE)
-        or says_replica(text)
-        or "OOM" in text
-        or "MISCONF" in text
-    )
+    if isinstance(error, OutOfMemoryError | ReadOnlyError) or says_replica(text):
+        return True
+    return _REFUSED_WRITE.search(text) is not None

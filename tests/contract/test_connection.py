@@ -1,10 +1,12 @@
 """How the store's connections behave when there are fewer of them than callers."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import pytest
 import uvloop
+from redis.asyncio import Redis
 from redis.exceptions import ClusterCrossSlotError, MovedError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -123,3 +125,22 @@ async def test_a_redis_cluster_is_refused_with_its_reason(answer: ResponseError)
     with pytest.raises(StoreUnavailable, match="Redis Cluster"):
         async with failures_named():
             raise answer
+
+
+@pytest.mark.parametrize("way", ["alone", "in a pipeline", "in a script"])
+async def test_a_primary_without_the_replicas_that_it_must_have_is_a_store_that_takes_no_writes(
+    redis: Redis, way: str
+) -> None:
+    # A predictor's heartbeat is a pipeline, and redis-py writes that before the code: the process ended.
+    writes: dict[str, Callable[[], Awaitable[object]]] = {
+        "alone": lambda: redis.set("torpor:ping", 1),
+        "in a pipeline": lambda: redis.pipeline().set("torpor:ping", 1).execute(),
+        "in a script": lambda: redis.eval("return redis.call('SET', 'torpor:ping', 1)", 0),
+    }
+    await redis.config_set("min-replicas-to-write", 1)
+    try:
+        with pytest.raises(StoreUnavailable, match="takes no writes"):
+            async with failures_named():
+                await writes[way]()
+    finally:
+        await redis.config_set("min-replicas-to-write", 0)

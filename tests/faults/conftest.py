@@ -58,14 +58,18 @@ Judge = Callable[..., Any]
 
 
 @pytest.fixture
-def judge(request: pytest.FixtureRequest) -> Judge:
-    """Checks a run, notes what was found with its n, and fails the test on any violation."""
+def judge(request: pytest.FixtureRequest, tmp_path: Path) -> Judge:
+    """Checks a run, notes what was found with its n, and fails the test on any violation; all of them are in the file
+    `violations` beside the history.
+    """
 
     async def judged(
         system: System, n: int, rules: Rules | None = None, *, of: str = "faults"
     ) -> None:
         store = await system.dumped()
         violations = check(system.history, store, rules)
+        found = "".join(f"{each.invariant} {each.what}\n" for each in violations)
+        (tmp_path / "violations").write_text(found)
         name = request.node.name
         _found.append(f"{name}: {len(violations)} violations, n = {n} {of}")
         assert not violations, summary(violations)

@@ -1,6 +1,7 @@
 """The store's content after a run, as the checker reads it."""
 
 from dataclasses import dataclass, field
+from typing import Final
 
 import orjson
 from redis.asyncio import Redis
@@ -32,6 +33,9 @@ _LISTED = (
 """Keys that live without a TTL, by what follows the prefix: indexes, which their readers prune, and streams of
 a bounded length; of `cache:revisions`, a field for each model."""
 
+_FEED_KEPT: Final = 10_000
+"""Ends of a tenant that `/v1/events` can show (`FEED_KEPT` of `eventing/redis/scripts/_lib.lua`)."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobDump:
@@ -47,7 +51,7 @@ class JobDump:
     result_text: str | None = None
     entries: tuple[StreamEntry, ...] = ()
     is_told: bool = True
-    """Its end stands in the stream of ends and in its tenant's feed."""
+    """Its end stands in the stream of ends and in its tenant's feed, or did before newer ones pushed it out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,21 +99,37 @@ def _with_streams(names: list[str]) -> set[JobId]:
     return {JobId(each) for each in found if is_job_id(each)}
 
 
-async def _told(redis: Redis, tenants: set[str]) -> set[tuple[bytes, bytes]]:
-    """Job and attempt of each end that everybody is told: listeners, and readers of `/v1/events`."""
-    streams = [keys.ENDED], [keys.results_of(tenant) for tenant in tenants]
-    listeners, readers = [
-        {
-            (entry[b"job"], entry[b"attempt"])
-            for name in names
-            for _, entry in await redis.xrange(name)
-        }
-        for names in streams
-    ]
-    return listeners & readers
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """Ends that everybody is told: listeners, and readers of `/v1/events`."""
+
+    ends: set[tuple[bytes, bytes]]
+    """Job and attempt."""
+    since_ms: int
+    """Older ones may have been pushed out of a feed."""
+
+    def has(self, job: Job) -> bool:
+        is_there = (job.id.encode(), str(job.attempt).encode()) in self.ends
+        return is_there or 0 < job.finished_ms < self.since_ms
 
 
-async def _job(store: RedisStore, job: Job, told: set[tuple[bytes, bytes]]) -> JobDump:
+async def _told(redis: Redis, tenants: set[str]) -> _Told:
+    listeners, _ = await _ends(redis, [keys.ENDED])
+    readers, since_ms = await _ends(redis, [keys.results_of(tenant) for tenant in tenants])
+    return _Told(listeners & readers, since_ms)
+
+
+async def _ends(redis: Redis, streams: list[str]) -> tuple[set[tuple[bytes, bytes]], int]:
+    found, since_ms = set(), 0
+    for name in streams:
+        entries = await redis.xrange(name)
+        found |= {(entry[b"job"], entry[b"attempt"]) for _, entry in entries}
+        if len(entries) >= _FEED_KEPT:
+            since_ms = max(since_ms, int(entries[0][0].split(b"-")[0]))
+    return found, since_ms
+
+
+async def _job(store: RedisStore, job: Job, told: _Told) -> JobDump:
     entries: list[StreamEntry] = []
     while page := await store.read_stream(job.id, entries[-1].cursor if entries else ""):
         entries += page
@@ -122,7 +142,7 @@ async def _job(store: RedisStore, job: Job, told: set[tuple[bytes, bytes]]) -> J
         refused_writes=job.refused_writes,
         result_text=_text(job),
         entries=tuple(entries),
-        is_told=(job.id.encode(), str(job.attempt).encode()) in told,
+        is_told=told.has(job),
     )
 
 

@@ -134,6 +134,8 @@ async def test_failovers_of_the_store_lose_and_double_nothing(
                     await mend(old, kind)
                     hurt_now.clear()
                     await store.in_step()
+                    for program in (system.api, system.broker, system.predictor):
+                        program.must_live()
             jobs = await load.end()
             while True:
                 with suppress(StoreUnavailable):  # a sentinel may close connections once more

@@ -12,6 +12,7 @@ import pytest
 from eventing.job.job import JobId
 from eventing.redis import keys
 from tests.faults.checker import Rules
+from predictor.heartbeat import EVERY_S as HEARTBEAT_S
 from tests.faults.client import body
 from tests.faults.conftest import Judge, rounds
 from tests.faults.history import Kind
@@ -133,25 +134,28 @@ async def test_f18_a_slow_network_that_cuts_now_and_then_loses_nothing(
         await judge(system, many, of="jobs over a slow network")
 
 
-async def test_f20_a_full_store_refuses_submits_keeps_results_and_comes_back(
-    zygote: Zygote, tmp_path: Path, many: int, judge: Judge, server_binary: Path
+@pytest.mark.parametrize("setting", ["maxmemory", "min-replicas-to-write"])
+async def test_f20_a_store_that_takes_no_writes_refuses_submits_keeps_results_and_comes_back(
+    zygote: Zygote, tmp_path: Path, many: int, judge: Judge, server_binary: Path, setting: str
 ) -> None:
     tuning = Tuning(binary=server_binary, tokens_per_s=50, lease_s=2)
     async with running(zygote, tmp_path, tuning) as system:
         jobs = await submit_all(system, "before", many)
         await system.redis.config_set("maxmemory-policy", "noeviction")
-        await system.redis.config_set("maxmemory", 1)
+        await system.redis.config_set(setting, 1)
         await asyncio.sleep(0.1)
         system.history.add(Kind.FAULT, "down", what="redis")
         refused = [await system.client.submit_once(body(n), f"while-full-{n}") for n in range(many)]
-        await asyncio.sleep(1)
+        await asyncio.sleep(HEARTBEAT_S + 1)  # everything that writes now and then has tried
         system.history.add(Kind.FAULT, "up", what="redis")
-        await system.redis.config_set("maxmemory", 0)
+        await system.redis.config_set(setting, 0)
+        for program in (system.api, system.broker, system.predictor):
+            program.must_live()
         jobs += await submit_all(system, "after", many)
         await system.ended(jobs, within_s=60)
 
         assert refused == [None] * many
-        await judge(system, many, of="submits to a full store")
+        await judge(system, many, of="submits to a store that takes no writes")
 
 
 async def test_f25_a_cancel_that_races_the_finish_has_one_winner(
