@@ -11,8 +11,8 @@ import pytest
 
 from eventing.job.job import JobId
 from eventing.redis import keys
-from tests.faults.checker import Rules
 from predictor.heartbeat import EVERY_S as HEARTBEAT_S
+from tests.faults.checker import Rules
 from tests.faults.client import body
 from tests.faults.conftest import Judge, rounds
 from tests.faults.history import Kind
