@@ -39,7 +39,7 @@ from eventing.redis.tls import TlsConnection, tls_failure
 
 _store = Dependency("store", setting="TORPOR_REDIS_URL")
 _REFUSED_WRITE: Final = re.compile(
-    r"(?:^|[\s'-])(?:OOM|MISCONF|NOREPLICAS|CLUSTERDOWN|LOADING|MASTERDOWN) "
+    r"""(?:^|caused error: \(['"]|: -)(?:OOM|MISCONF|NOREPLICAS|CLUSTERDOWN|LOADING|MASTERDOWN) """
 )
 """The code stands first, or behind what redis-py says of a pipeline and older servers of a script."""
 _CLOSED_BY_UVLOOP = "the handler is closed"

@@ -118,6 +118,30 @@ async def test_a_bug_is_not_reported_as_an_unavailable_store() -> None:
             raise RuntimeError("ours")
 
 
+IN_PIPELINE = "Command # 1 (SET key LOADING words) of pipeline caused error: "
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "MISCONF Errors writing to the AOF file: No space left on device",
+        IN_PIPELINE + repr(("MISCONF it's unable to persist to disk",)),
+        IN_PIPELINE + repr(("NOREPLICAS Not enough good replicas to write.",)),
+        "Error running script (call to f_1): @user_script: 1: -OOM command not allowed",
+    ],
+)
+async def test_a_refused_write_is_known_wherever_its_code_stands(text: str) -> None:
+    with pytest.raises(StoreUnavailable, match="takes no writes"):
+        async with failures_named():
+            raise ResponseError(text)
+
+
+async def test_a_bug_whose_command_has_the_word_of_a_refusal_is_still_a_bug() -> None:
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        async with failures_named():
+            raise ResponseError(IN_PIPELINE + repr(("WRONGTYPE Operation against a key",)))
+
+
 @pytest.mark.parametrize(
     "answer", [MovedError("1 10.0.0.1:6379"), ClusterCrossSlotError("two slots")]
 )
