@@ -1,7 +1,6 @@
 """`docs/metrics.md` and the `/metrics` of a running stack tell of the same families."""
 
 import re
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,10 +56,11 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dic
     stack = LocalStack(folder / "data", *flags, env=env).start()
     try:
         stack.job(stack.submit(max_tokens=5), wait_s=20)
-        time.sleep(2.5)  # the api reads the store every two seconds
         status = stack.status()
         (replica,), (steps,) = status["replicas"]["list"], status["steps"]["replicas"]["list"]
         addresses = stack.addresses | {"predictor": at(replica), "steps": at(steps)}
+        # Some are read from the store at intervals, so the first look may come too early for them.
+        stack.until(lambda: all(set(documented(part)) <= set(read(addresses[part])) for part in PARTS))
         yield {part: read(addresses[part]) for part in PARTS}
     finally:
         stack.stop()

@@ -59,14 +59,15 @@ async def test_a_repeated_redrive_says_again_what_it_did(api: ApiWithJobs) -> No
 
 
 async def test_a_call_under_way_is_not_made_a_second_time(store: RedisStore) -> None:
-    replay, go_on = Replay(store.redis), asyncio.Event()
+    replay, begun, go_on = Replay(store.redis), asyncio.Event(), asyncio.Event()
 
     async def slow() -> Response:
+        begun.set()
         await go_on.wait()
         return PlainTextResponse("done")
 
     first = asyncio.create_task(replay.once("s", "k", b"", slow))
-    await asyncio.sleep(0.05)
+    await begun.wait()
     with pytest.raises(Overloaded):
         await replay.once("s", "k", b"", slow)
     go_on.set()

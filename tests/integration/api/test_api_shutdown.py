@@ -120,7 +120,7 @@ async def test_a_held_call_is_answered_503_with_its_job_and_when_to_come_again(
     held = asyncio.create_task(api.client.post(path, json=body))
     (job_id,) = await job_ids(store)
     api.terminate()
-    answer = await asyncio.wait_for(held, 4)
+    answer = await asyncio.wait_for(held, 20)
 
     assert answer.status_code == 503
     assert answer.headers["torpor-job-id"] == job_id
@@ -129,13 +129,15 @@ async def test_a_held_call_is_answered_503_with_its_job_and_when_to_come_again(
     assert "Traceback" not in api.log.read_text()
 
 
-async def test_a_held_poll_is_answered_503_with_its_job(api: Process, store: RedisStore) -> None:
+async def test_a_held_poll_is_answered_503_with_its_job(api: Process, redis: Redis) -> None:
     line = {"url": CHAT, "body": BODY}
     job_id = (await api.client.post("/v1/jobs", json=line)).json()["id"]
-    held = asyncio.create_task(api.client.get(f"/v1/jobs/{job_id}?wait=30"))
-    await asyncio.sleep(0.3)
+    async with asyncio.timeout(60), redis.monitor() as monitor:
+        held = asyncio.create_task(api.client.get(f"/v1/jobs/{job_id}?wait=30"))
+        while job_id not in (await monitor.next_command())["command"]:
+            continue
     api.terminate()
-    answer = await asyncio.wait_for(held, 4)
+    answer = await asyncio.wait_for(held, 20)
 
     assert (answer.status_code, answer.headers["torpor-job-id"]) == (503, job_id)
 

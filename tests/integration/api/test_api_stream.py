@@ -121,14 +121,14 @@ async def test_a_new_attempt_is_announced_with_where_it_goes_on(rig: Rig) -> Non
 async def test_two_readers_of_one_job_see_the_same(rig: Rig) -> None:
     job_id = await rig.submit()
 
-    async with asyncio.TaskGroup() as group:
-        readers = [group.create_task(everything(rig, job_id)) for _ in range(2)]
-        await asyncio.sleep(0.2)
+    async with following(rig, job_id) as one, following(rig, job_id) as other:
+        first, second = [await anext(one)], [await anext(other)]
         predictor = await rig.predictor(job_id)
         await predictor.chat("Hello")
         await predictor.finish(chat_result("Hello"))
+        first += [event async for event in one]
+        second += [event async for event in other]
 
-    first, second = ([event for event in reader.result() if "event" in event] for reader in readers)
     assert first == second
 
 

@@ -126,20 +126,22 @@ async def test_all_readers_share_one_connection(
 ) -> None:
     predictors = [await running(store) for _ in range(30)]
     async with asyncio.TaskGroup() as group:
-        done = asyncio.Event()
+        all_read, done = asyncio.Barrier(len(predictors) + 1), asyncio.Event()
 
         async def read(job_id: JobId) -> None:
             async with hub.follow(job_id) as reader:
                 await caught_up(reader)
+                await all_read.wait()
                 await done.wait()
 
         for predictor in predictors:
             group.create_task(read(predictor.job_id))
-        await asyncio.sleep(0.3)
-        blocked = [c for c in await redis.client_list() if "xread" in c["cmd"]]
+        await all_read.wait()
+        while not (reading := [c for c in await redis.client_list() if "xread" in c["cmd"]]):
+            await asyncio.sleep(0.01)
         done.set()
 
-    assert len(blocked) == 1
+    assert len(reading) == 1
 
 
 async def test_an_idle_hub_asks_the_store_for_nothing(hub: StreamMultiplexer, redis: Redis) -> None:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from knative.deploy.rollout.client import Cluster
 from tests.integration.deploy.api_server import ApiServer
 from tests.manifests.conftest import MANIFESTS, kustomize
+from tests.time_limits import STORE_S
 from torpor.cli.cluster.commands import app
 
 Run = Callable[..., Awaitable[Result]]
@@ -40,9 +41,9 @@ def server() -> ApiServer:
 
 @pytest.fixture
 async def cluster(url_of_server: str) -> AsyncIterator[Cluster]:
-    """A client of the mock, with a short timeout."""
+    """A client of the mock."""
     settings = kubernetes_client.Configuration(host=url_of_server)
-    made = Cluster(kubernetes_client.ApiClient(settings), timeout_s=2)
+    made = Cluster(kubernetes_client.ApiClient(settings), timeout_s=STORE_S)
     yield made
     await made.close()
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
 from knative.deploy.readiness import ObjectReadiness
 from knative.deploy.rollout.client import Ref
 from knative.deploy.rollout.rollout import RolloutOptions, RolloutStep
+from tests.time_limits import HANG_S
 
-TERMS = RolloutOptions("torpor", timeout_s=2)
+TERMS = RolloutOptions("torpor", timeout_s=HANG_S)
 SETTINGS = Ref("v1", "ConfigMap", "settings", "torpor")
 
 
@@ -27,6 +29,11 @@ class Notes:
     def waiting(self, ref: Ref, state: ObjectReadiness, stuck: Sequence[str]) -> None:
         self.states.append(f"{ref}: {state.reason or 'ready'}")
         self.stuck += stuck
+
+    async def until_shown(self, text: str) -> None:
+        """Return once a state with `text` was shown."""
+        while not any(text in state for state in self.states):
+            await asyncio.sleep(0.01)
 
 
 def config(name: str = "settings", **data: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ async def test_waiting_ends_when_a_slow_object_becomes_ready(
     async def come_up() -> None:
         await asyncio.sleep(0.1)
         server.set_status("Deployment", "torpor-api", replicas=1, updatedReplicas=1)
-        await asyncio.sleep(0.1)
+        await notes.until_shown("0 of 1 pods are available")
         server.set_status("Deployment", "torpor-api", **UP)
 
     async with asyncio.timeout(60), asyncio.TaskGroup() as group:
@@ -60,7 +60,7 @@ async def test_a_deletion_in_the_middle_ends_the_waiting_at_once(
         server.remove("Deployment", "torpor-api")
 
     with pytest.raises(NotReady, match="was deleted"):
-        async with asyncio.timeout(1.5):
+        async with asyncio.timeout(TERMS.timeout_s / 2):
             await asyncio.gather(
                 vanish(), wait_until_ready(cluster, [deployment()], TERMS, Notes())
             )

@@ -118,9 +118,9 @@ async def test_a_deploy_waits_until_the_change_has_reached_knative_and_its_revis
     notes = Notes()
 
     async def come_up() -> None:
-        await asyncio.sleep(0.1)
+        await notes.until_shown("has not handed the change on")
         server.put(service(new, "thinker-2", "thinker-1"))
-        await asyncio.sleep(0.1)
+        await notes.until_shown("pods are forbidden")
         server.put(service(new, "thinker-2", "thinker-2"))
 
     async with asyncio.timeout(60), asyncio.TaskGroup() as group:

@@ -79,7 +79,7 @@ async def test_stopping_the_first_does_not_strand_the_others(must_wait: bool) ->
     first.cancel()
 
     with pytest.raises(StoreUnavailable):
-        await asyncio.wait_for(second, 1)
+        await asyncio.wait_for(second, 10)
     store.must_wait = False
     assert await group.append(jobs[1], ONE) is LeaseStatus.OK
 

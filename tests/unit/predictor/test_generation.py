@@ -156,7 +156,7 @@ async def test_an_interruption_closes_the_run_whatever_the_reason(why: Interrupt
         await asyncio.sleep(0)
     made.interrupt(why)
 
-    assert await asyncio.wait_for(running, 1) is why
+    assert await asyncio.wait_for(running, 10) is why
     assert engine.is_closed
 
 
@@ -175,7 +175,7 @@ async def test_an_interruption_before_the_engine_started_ends_the_attempt() -> N
     await asyncio.sleep(0)  # its tasks are there and have not begun
     made.interrupt(Interrupted.HANDOVER)
 
-    assert await asyncio.wait_for(running, 5) is Interrupted.HANDOVER
+    assert await asyncio.wait_for(running, 10) is Interrupted.HANDOVER
     assert engine.taken == 0
 
 
@@ -212,7 +212,7 @@ async def test_a_hanging_write_does_not_delay_an_attempt_that_lost_its_lease(
     await is_hanging.wait()
     made.interrupt(why)
 
-    assert await asyncio.wait_for(running, 5) is why
+    assert await asyncio.wait_for(running, 10) is why
 
 
 async def test_tokens_that_the_store_never_took_are_counted_as_lost() -> None:

@@ -129,7 +129,7 @@ async def test_a_cancelled_job_frees_its_slot_and_is_answered_as_cancelled() -> 
         running = asyncio.ensure_future(harness.deliver(event))
         await harness.wait_tokens(event, 1)
         await harness.store.cancel(job_id_of(event))
-        answer = await asyncio.wait_for(running, 1)
+        answer = await asyncio.wait_for(running, 10)
 
         assert data_of(answer)["state"] == JobState.CANCELLED
         assert harness.engine.running == frozenset()

@@ -140,7 +140,7 @@ async def test_a_store_away_for_longer_than_the_lease_stops_the_engine() -> None
         running = asyncio.ensure_future(harness.deliver(event))
         await harness.wait_tokens(event, 1)
         harness.store.is_away = True
-        answer = await asyncio.wait_for(running, 1)
+        answer = await asyncio.wait_for(running, 10)
 
         assert answer.status == 503
         assert harness.engine.running == frozenset()
@@ -152,7 +152,7 @@ async def test_an_attempt_that_was_overtaken_writes_nothing_more() -> None:
         running = asyncio.ensure_future(harness.deliver(event))
         await harness.wait_tokens(event, 1)
         await harness.store.overtake(event)
-        answer = await asyncio.wait_for(running, 1)
+        answer = await asyncio.wait_for(running, 10)
 
         assert answer.status == 409
         job = await harness.store.get(job_id_of(event))

@@ -93,4 +93,4 @@ async def test_a_store_that_is_away_holds_no_handover_up_for_longer_than_the_lea
         harness.store.is_away = True
         harness.keeper.interrupt_all(Interrupted.HANDOVER)
 
-        assert (await asyncio.wait_for(running, 1)).status == 503
+        assert (await asyncio.wait_for(running, 10)).status == 503
