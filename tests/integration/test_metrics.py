@@ -60,7 +60,7 @@ def families(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dic
         (replica,), (steps,) = status["replicas"]["list"], status["steps"]["replicas"]["list"]
         addresses = stack.addresses | {"predictor": at(replica), "steps": at(steps)}
         # Some are read from the store at intervals, so the first look may come too early for them.
-        stack.until(lambda: all(set(documented(part)) <= set(read(addresses[part])) for part in PARTS))
+        stack.until(lambda: all(documented(p).keys() <= read(addresses[p]).keys() for p in PARTS))
         yield {part: read(addresses[part]) for part in PARTS}
     finally:
         stack.stop()
