@@ -101,7 +101,7 @@ async def test_waiting_callers_read_the_record_when_the_store_is_back(
 ) -> None:
     server = RedisServer(tmp_path / "own", options=["--appendonly", "yes"])
     server.start()
-    store = RedisStore(connect(server.url, timeout_s=0.3))
+    store = RedisStore(connect(server.url, timeout_s=STORE_S))
     job, _ = await store.submit(new_job("bell away"))
 
     async with ringing(store) as bell:

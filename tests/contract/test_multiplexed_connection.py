@@ -83,7 +83,7 @@ async def test_a_server_that_hangs_is_given_up_in_time_and_found_again(
     own_server: RedisServer,
 ) -> None:
     own_server.start()
-    client = connect(own_server.url, timeout_s=0.3)
+    client = connect(own_server.url, timeout_s=1.0)
     await client.ping()
     os.kill(own_server.pid, signal.SIGSTOP)
     try:

@@ -24,6 +24,7 @@ from steps.semantic_cache.step import SemanticCacheStep
 from tests.contract.broker.stack import until
 from tests.contract.semantic_rig import SERVES, SemanticRig, is_hit, text_of
 from tests.redis_server import RedisServer
+from tests.time_limits import STORE_S
 
 ONE = "How do I renew my library card?"
 SAME = "hi, how can i renew my library card please"
@@ -443,7 +444,7 @@ class TestDown:
     ) -> None:
         server = redis_server()
         server.start()
-        away = connect(server.url, timeout_s=0.5)
+        away = connect(server.url, timeout_s=STORE_S)
         await away.ping()
         server.kill()
         rig.step = SemanticCacheStep(

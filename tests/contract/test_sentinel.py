@@ -209,7 +209,7 @@ async def test_a_connection_of_the_pool_leaves_a_server_that_was_demoted(managed
 
 
 async def test_a_server_that_hangs_while_its_address_moves_is_left(managed: Managed) -> None:
-    client = connect(managed.url, timeout_s=0.5)
+    client = connect(managed.url, timeout_s=1.5)
     await client.set("x", "first")
     managed.old.signal(signal.SIGSTOP)
     try:
@@ -260,7 +260,7 @@ async def test_a_submit_waits_for_a_replica_and_a_repeat_by_another_process_wait
         (replica,) = watched.replicas
         settings = LeaseSettings(acks=1)
         # Of one call with a replica that is away: long enough not to take it for one that is down.
-        one, two = (RedisStore(connect(watched.url, timeout_s=0.6), settings) for _ in range(2))
+        one, two = (RedisStore(connect(watched.url, timeout_s=1.5), settings) for _ in range(2))
         assert (await one.submit(new_job("first")))[1]
         freeze(replica)
         for store in (one, two):

@@ -158,7 +158,7 @@ async def test_failovers_of_the_store_lose_and_double_nothing(
 async def test_only_with_acks_is_a_job_safe_that_no_replica_had(tmp_path: Path, acks: int) -> None:
     """What is lost without acks: a 202 whose job the next primary has never seen."""
     async with watched_store(tmp_path, servers=2) as watched, AsyncExitStack() as stack:
-        store = RedisStore(connect(watched.url, timeout_s=0.6), LeaseSettings(acks=acks))
+        store = RedisStore(connect(watched.url, timeout_s=1.5), LeaseSettings(acks=acks))
         stack.push_async_callback(store.close)
         await store.submit(new_job("before"))
         old, (replica,) = watched.primary(), watched.replicas

@@ -13,6 +13,7 @@ from eventing.store.redis_store import RedisStore
 from eventing.telemetry.cost import Price
 from eventing.telemetry.metric.ledger import GpuAccount, Ledger, by_name
 from tests.redis_server import RedisServer
+from tests.time_limits import STORE_S
 
 MODEL = "m|odel:7b"  # names may hold anything
 
@@ -76,7 +77,7 @@ async def test_amounts_that_could_not_be_posted_are_posted_later(
 
     server = redis_server()
     server.start()
-    client = connect(server.url, timeout_s=0.3)
+    client = connect(server.url, timeout_s=STORE_S)
     account = GpuAccount(Ledger(client), clock, model=MODEL, started_s=100.0)
     clock.now_s = 104.0
     account.load(1)

@@ -12,6 +12,7 @@ from eventing.cloudevent.event import Event
 from eventing.errors import BrokerUnavailable
 from eventing.redis.connection import connect
 from tests.contract.broker.stack import Subscriber, build, pumping, trigger, until
+from tests.time_limits import STORE_S
 
 EVENT = Event(id="1", source="/s", type="wanted", data=b"{}")
 
@@ -62,10 +63,11 @@ async def test_a_store_that_is_away_is_a_broker_that_takes_nothing() -> None:
 
 async def test_with_acks_an_event_is_accepted_once_a_replica_has_it(redis_url: str) -> None:
     # A primary that a failover left behind still answers, and what it accepts is gone a moment later.
-    alone = connect(redis_url, timeout_s=0.6)
+    alone, hasty = connect(redis_url, timeout_s=STORE_S), connect(redis_url, timeout_s=0.6)
 
     await DirectPublisher(alone, [wanting("wanted", "yes")]).publish(EVENT)
     with pytest.raises(BrokerUnavailable):
-        await DirectPublisher(alone, [wanting("wanted", "yes")], acks=1).publish(EVENT)
+        await DirectPublisher(hasty, [wanting("wanted", "yes")], acks=1).publish(EVENT)
 
     await alone.aclose()
+    await hasty.aclose()

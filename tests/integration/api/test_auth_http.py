@@ -19,6 +19,7 @@ from eventing.store.redis_store import RedisStore
 from tests.integration.api.api_with_jobs import ApiWithJobs, api_with_jobs, settings_for
 from tests.integration.api.conftest import NOW_S, chat_line, headers_of
 from tests.integration.api.fakes import FakePredictor
+from tests.time_limits import STORE_S
 from torpor.cli.app import assembled
 
 TOKEN = "broker-token-of-24-bytes"
@@ -122,8 +123,8 @@ async def test_the_store_away_is_a_503_and_no_401(
 ) -> None:
     server = redis_server(options=["--appendonly", "no"])  # type: ignore[operator]
     server.start()
-    settings = settings_for(server.url, keys_source="redis", store_timeout_s=0.5)
-    away = RedisStore(connect(server.url, timeout_s=0.5))
+    settings = settings_for(server.url, keys_source="redis", store_timeout_s=STORE_S)
+    away = RedisStore(connect(server.url, timeout_s=STORE_S))
     async with api_with_jobs(settings, away) as api:
         server.kill()
         _, text = mint("acme", now_s=NOW_S)

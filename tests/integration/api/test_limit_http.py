@@ -274,9 +274,9 @@ async def test_with_the_store_unavailable_no_call_passes_a_limit(
     """
     server = redis_server(options=["--appendonly", "yes", "--appendfsync", "always"])
     server.start()
-    away = RedisStore(connect(server.url, timeout_s=0.5))
+    away = RedisStore(connect(server.url, timeout_s=1.5))
     settings = settings_for(
-        server.url, limit_requests_per_minute=3, limit_tokens_per_minute=1000, store_timeout_s=0.5
+        server.url, limit_requests_per_minute=3, limit_tokens_per_minute=1000, store_timeout_s=1.5
     )
     async with api_with_jobs(settings, away) as api:
         first = await api.client.post("/v1/jobs", json=chat_line())
