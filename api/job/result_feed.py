@@ -1,6 +1,6 @@
 """The feed of a tenant's ended jobs, for producers that the broker cannot reach.
 
-The scripts that end a job write it (`eventing/redis/scripts/_lib.lua`), some 10,000 entries for three days;
+The scripts that end a job write it (`eventing/redis/scripts/_end.lua`), some 10,000 entries for three days;
 `api.routes.events` serves it as `GET /v1/events`. It has job ids, not results: a reader gets the job as it is when
 read. One loop a process reads for all its readers (docs/adr/0140). Must not know HTTP.
 """

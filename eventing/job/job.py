@@ -294,7 +294,7 @@ def new_job_id() -> JobId:
 
 def event_identity(source: str, event_id: str, tenant: str = "") -> str:
     """What identifies an event: its `source` and `id` (CloudEvents 1.0) within its tenant. The tenant is left out
-    for the default tenant and for Torpor's own sources. `_lib.lua` has the same rule.
+    for the default tenant and for Torpor's own sources. `_queue.lua` has the same rule.
     """
     if tenant in ("", DEFAULT_TENANT) or source.startswith(OUR_SOURCES):
         return f"{source}\0{event_id}"

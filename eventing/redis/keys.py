@@ -1,4 +1,4 @@
-"""The names of Redis keys. Scripts that build keys themselves (`scripts/_lib.lua`) use the same names.
+"""The names of Redis keys. Scripts that build keys themselves (`scripts/_*.lua`) use the same names.
 
 Called by everything that stores data in Redis. Must not know the data.
 """

@@ -18,7 +18,7 @@ from eventing.redis.multiplexed_connection import Command, SharedRedis
 from eventing.redis.replicated import ReplicatedWrites
 
 _USES: Final = re.compile(r"^-- USES (.+)$", re.MULTILINE)
-"""The line that names what a script shares with others: `_lib`, and `_provider` for those of a provider."""
+"""The line in which a script, or what scripts share, names the shared files whose functions it calls."""
 
 Argument = str | bytes | int
 Call = tuple[str, Sequence[str], Sequence[Argument]]
@@ -27,11 +27,15 @@ Call = tuple[str, Sequence[str], Sequence[Argument]]
 
 @cache
 def source(name: str) -> str:
-    """The text of the script `name`, after the shared code that it asks for."""
-    text = _read(name)
-    used = _USES.search(text)
-    shared = used[1].split() if used else []
-    return "".join(_read(each) for each in [*shared, name])
+    """The text of the script `name`, after that of every shared file that it uses, or that one of those does."""
+    return "".join(map(_read, _files(name)))
+
+
+def _files(name: str) -> list[str]:
+    """Shared files in the order in which they may call each other, then the script."""
+    used = _USES.search(_read(name))
+    needed = [file for each in (used[1].split() if used else []) for file in _files(each)]
+    return [*dict.fromkeys(needed), name]
 
 
 def _read(name: str) -> str:

@@ -2,7 +2,7 @@
 record.
 
 Called by `eventing.store.redis_store` to read, and by the api's loops to write and to sweep. The script that ends a
-job lists it here when result and tokens are above 64 KiB (`end_job` in `_lib.lua`); a failed job is never listed,
+job lists it here when result and tokens are above 64 KiB (`end_job` in `_end.lua`); a failed job is never listed,
 since a redrive continues from its tokens. The object is written first; then one script puts the reference into the
 record, unless the job has changed, and trims the stream (`archive.lua`). A process that dies in between leaves an
 object that no record names, which `sweep` deletes.

@@ -87,7 +87,7 @@ class MemoryRecord:
         self.write(now_ms, EntryKind.ATTEMPT, index=tokens, is_restart=is_restart, at_ms=now_ms)
 
     def lease_left(self, now_ms: int, lease_ms: int) -> int:
-        """As `lease_left` of `_lib.lua`; 0 without one."""
+        """As `lease_left` of `_clock.lua`; 0 without one."""
         if self.job.lease_until_ms > now_ms + lease_ms:
             self.job = replace(self.job, lease_until_ms=now_ms + lease_ms)
         return max(0, self.job.lease_until_ms - now_ms)

@@ -27,7 +27,7 @@ async def ringing(store: RedisStore) -> AsyncIterator[CompletionNotifier]:
     bell = CompletionNotifier(store.redis)
     listening = asyncio.ensure_future(bell.run())
     async with asyncio.timeout(60):
-        while not bell.is_reading:
+        while not any("xread" in each["cmd"] for each in await store.redis.client_list()):
             await asyncio.sleep(0.005)
     try:
         yield bell

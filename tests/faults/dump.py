@@ -34,7 +34,7 @@ _LISTED = (
 a bounded length; of `cache:revisions`, a field for each model."""
 
 _FEED_KEPT: Final = 10_000
-"""Ends of a tenant that `/v1/events` can show (`FEED_KEPT` of `eventing/redis/scripts/_lib.lua`)."""
+"""Ends of a tenant that `/v1/events` can show (`FEED_KEPT` of `eventing/redis/scripts/_end.lua`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

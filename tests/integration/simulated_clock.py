@@ -1,6 +1,6 @@
 """A store whose scripts read a clock that a test sets: real scripts on a real server, hours in seconds.
 
-Only `now_ms` of `_lib.lua` is replaced; a script that reads the time in another way is refused.
+Only `now_ms` of `_clock.lua` is replaced; a script that reads the time in another way is refused.
 """
 
 from collections.abc import Iterator

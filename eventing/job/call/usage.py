@@ -1,6 +1,6 @@
 """A job's usage: the tokens of its answer, and those that were spent beside it (`extra`). Pure.
 
-Called by the predictor and the store in memory; `_lib.lua` does the same where a script ends a job.
+Called by the predictor and the store in memory; `_spent.lua` does the same where a script ends a job.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,6 @@
 -- What the scripts of tool calls share (docs/adr/0380). A turn and a call are flat JSON objects of texts and whole numbers.
+-- USES _clock _job _queue _calls _end
+local APPROVALS_UNTOLD = 'torpor:approvals:untold'
 local TOLD = {
   denied = 'The call was not approved.',
   unanswered = 'No one approved the call in time.',

@@ -1,4 +1,4 @@
--- What the scripts of an index in vector sets share. `eventing.redis.script` puts it in front of each that says `-- USES _vector_set`.
+-- What the scripts of an index in vector sets share.
 
 -- A chunk's words leave the lists of the index: of a chunk that goes, or is put again.
 local function forget_words(head, chunk, word_prefix, id)

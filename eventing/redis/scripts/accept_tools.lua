@@ -1,5 +1,5 @@
 -- Pin the list of a tool server that was read last for a tenant, if it is the one that a person has seen.
--- USES _lib
+-- USES _clock
 -- KEYS  1 the tenant's lists, as in see_tools.lua
 -- ARGV  1 label, 2 digest of the list, 3 who accepts it
 -- gives 'ok' | 'other' | 'missing'

@@ -1,5 +1,5 @@
 -- Take the lease of a job for a new attempt, or say why not. A job past its deadline or out of attempts is failed here.
--- USES _lib
+-- USES _clock _job _queue _end
 -- KEYS  1 job hash, 2 token stream
 -- ARGV  1 owner, 2 lease_ms, 3 max_attempts, 4 '1' if tokens so far may be continued, 5 retention_s of a failed job,
 --       6 '1' if the owner runs nothing else, 7 sha of the request that the owner expects, '' for any,

@@ -1,6 +1,6 @@
 -- End a step: its outcome, and what follows in the same script, which is the event of the next step or of the predictor, or the end of the
 -- job. Only the step that is next can end, in the life of the job and under the plan that its run began with.
--- USES _lib
+-- USES _clock _job _queue _cache _spent _end
 -- KEYS  1 job hash, 2 token stream
 -- ARGV  1 step, 2 attempt, 3 plan version, 4 status, 5 detail (JSON), 6 next step, 7 recheck_ms, 8 '1' to note that its event is unpublished,
 --       9 state in which the job ends ('' for none), 10 its retention_s, 11 '1' for a dead letter,

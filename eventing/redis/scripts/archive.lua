@@ -1,6 +1,6 @@
 -- Put the reference to an object into the record of an ended job, and let go of what is in the object. Run again after a crash in the middle,
 -- it ends what it began.
--- USES _lib
+-- USES _clock
 -- KEYS  1 job hash, 2 token stream, 3 index of jobs to be archived
 -- ARGV  1 job id, 2 attempt that was read, 3 reference (JSON), 4 '1' if the result is in the object,
 --       5 reference that it replaces: to the object of another job, with whose answer this one ended; '' for none

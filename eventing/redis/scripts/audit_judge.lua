@@ -1,5 +1,5 @@
 -- Record the verdict of one audit, or of one golden row, and count it: once, however often it comes.
--- USES _lib
+-- USES _clock
 -- KEYS  1 hash of the audit, or of the run over the golden set, 2 audits of the critic that were asked, 3 counts of the day on which the
 --       judged job ended, 4 GPU time of audits on the day on which this one ended
 -- ARGV  1 number of the run over the golden set, '' for an audit, 2 field of the verdict in 1, 3 verdict, 4 name of the audit,

@@ -1,5 +1,5 @@
 -- Note that an ended job is to be audited, once for each job.
--- USES _lib
+-- USES _clock
 -- KEYS  1 audit of the job, 2 audits of the critic that wait, 3 audits of the tenant
 -- ARGV  1 job id, 2 retention_s, 3 most that may wait, 4.. field, value pairs
 -- gives 1 | 0 (it is noted already, or too many wait)

@@ -1,5 +1,5 @@
 -- The audits that were asked a while ago and have no verdict; each is given again after the same time only.
--- USES _lib
+-- USES _clock
 -- KEYS  1 audits of the critic that were asked
 -- ARGV  1 milliseconds since it was asked, 2 most
 -- gives their names

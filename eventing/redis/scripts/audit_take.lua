@@ -1,5 +1,5 @@
 -- Take the oldest waiting audits, as many as may be in flight, and note when they were asked.
--- USES _lib
+-- USES _clock
 -- KEYS  1 audits of the critic that wait, 2 those that were asked
 -- ARGV  1 most that may be in flight, 2 newest to take: '+inf', or 0 for golden rows alone
 -- gives the names of those taken

@@ -1,5 +1,5 @@
 -- Begin a run of a step of a waiting job, or say why not. A job past its deadline is failed here.
--- USES _lib
+-- USES _clock _job _end
 -- KEYS  1 job hash, 2 token stream
 -- ARGV  1 step, 2 retention_s of a failed job, 3 retention_s of another
 -- gives {'begun', runs of this step so far, 1 if the run before it ended without a word} | {'done'} (another step is next, or none)

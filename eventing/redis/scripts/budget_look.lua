@@ -1,5 +1,5 @@
 -- What is spent and held of budgets this month.
--- USES _lib _budget
+-- USES _clock _budget
 -- KEYS  1.. accounts
 -- ARGV  1 price of a millisecond of GPU time
 -- gives {the month, ms until the next one, for each account: spent, held}

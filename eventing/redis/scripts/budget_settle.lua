@@ -1,6 +1,6 @@
 -- Put what a job cost in the place of what was held for it, once. Says of each account whether the soft budget of this month is passed, and
 -- it was not told yet, and no process is telling it.
--- USES _lib _budget
+-- USES _clock _budget
 -- KEYS  1.. accounts
 -- ARGV  1 job id, 2 what it cost, 3 ms for which the caller may tell, 4 price of a millisecond of GPU time
 -- gives {the month, for each account: {1 to tell it or 0, spent, budget, soft budget}}

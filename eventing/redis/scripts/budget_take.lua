@@ -1,6 +1,6 @@
 -- Hold what a job may cost against the budgets of its tenant and its key, all or nothing. A budget refuses when what is spent, what is held
 -- and this job are over it, or when nothing is left of it.
--- USES _lib _budget
+-- USES _clock _budget
 -- KEYS  1.. accounts
 -- ARGV  1 job id, 2 amount, 3 price of a millisecond of GPU time, then for each account the budget (0 for none) and the soft one
 -- gives {number of the account that refuses or 0, ms until the next month, for each account: spent, held}

@@ -1,5 +1,5 @@
 -- Forget one kept answer of a tenant. The job that gave it stays.
--- USES _lib
+-- USES _cache
 -- KEYS  1 entry
 -- ARGV  1 the tenant's part of keys, 2 name of the entry
 -- gives 1 | 0 (there is none)

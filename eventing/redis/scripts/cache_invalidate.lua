@@ -1,5 +1,5 @@
 -- Void every kept answer of a tenant, or of some of its models, by raising a counter that each entry was made under.
--- USES _lib
+-- USES _clock _cache
 -- KEYS  1 counters
 -- ARGV  1 the tenant's part of keys, 2 '1' to count only, 3 '1' for all models, 4.. models
 -- gives how many answers were, or would be, voided

@@ -1,5 +1,5 @@
 -- Whether a tenant may have one more answer made by a better model today (UTC). The same one is counted once, so the step may run again.
--- USES _lib
+-- USES _clock
 -- KEYS  1 prefix of the tenant's sets for a model, one a day
 -- ARGV  1 what is to be made, 2 most a day
 -- gives 1 | 0

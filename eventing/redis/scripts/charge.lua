@@ -1,6 +1,6 @@
 -- Add to the GPU time that a job has used. A job that is gone is not brought back. Of one that has ended, which was counted with what it had
 -- used until then (`ack_ended`), it is added to its tenant's day and budgets as well.
--- USES _lib _usage
+-- USES _spent _usage
 -- KEYS  1 job hash
 -- ARGV  1 milliseconds, 2 model, 3 tokens of the prompt and 4 of the answer that a provider takes money for though they are lost: the next attempt
 --       starts over

@@ -1,7 +1,7 @@
 -- Whether a model that another stands in for starts, and which of its waiting jobs are to go to the other one. It trips when jobs waited and no
 -- attempt began, or was under way, for `trip_ms`; an attempt that begins ends that (`note_began`). While it is tripped, one job after a
 -- pause waits as a probe. Time in which nothing was checked does not count: the store stood still, or every process that checks.
--- USES _lib
+-- USES _clock _job _queue
 -- KEYS  1 hash of the model's starts, 2 its jobs that have a predictor before them, by since when
 -- ARGV  1 model, 2 trip_ms, 3 probe_ms: how long a probe waits, 4 pause_ms before each, 5 gap_ms: longer than that between two checks does not
 --       count, 6 lease_ms, 7 most jobs to look at

@@ -1,6 +1,6 @@
 -- Hand events to a consumer: retries that are due, then what dead consumers held, then new ones by weighted draw among the lanes.
 -- Every ticket that is handed out stands for exactly one event, so the stream's lag and pending are right at every step.
--- USES _lib
+-- USES _clock
 -- KEYS  1 tickets, 2 events, 3 held hash (ticket to member), 4 retry set, 5 tries hash, 6..8 ready sets, 9..11 fair-share hashes
 -- ARGV  1 group, 2 consumer, 3 count, 4 bytes with which a claim is full, 5 claim_idle_ms (0: leave other consumers' events alone),
 --       6 the last ticket that the search for those saw, '' at its begin, 7 the ticket that woke it since its last claim, '' if none did,

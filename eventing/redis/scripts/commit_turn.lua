@@ -1,6 +1,6 @@
 -- Commit the turn that a job's candidate is: the turn, its calls, and the event of each call that is to run, in one step. No call was out
 -- before, and the text is not generated again. Compared with the run of the step as `advance` is.
--- USES _lib _tools
+-- USES _clock _job _spent _calls _tools
 -- KEYS  1 job hash, 2 token stream
 -- ARGV  1 step, 2 attempt, 3 plan version, 4 recheck_ms, 5 retention_s of a job that ends with it, 6 detail of the step (JSON),
 --       7 turn (JSON), 8 its calls as readers are shown them (JSON), 9.. the predictor's event: record, '1' to note that it is unpublished,

@@ -1,5 +1,5 @@
 -- End a job without a lease: cancelled by its owner, undeliverable, or answered by a predictor without a store.
--- USES _lib
+-- USES _clock _job _end
 -- KEYS  1 job hash
 -- ARGV  1 state, 2 retention_s, 3 '1' for a dead letter, 4 '1' to end it even under a live lease (cancel),
 --       5 attempt that the ending is of, '' when it is of none, 6 lease_ms, 7 event record of the first step after the predictor, '' for not

@@ -1,5 +1,5 @@
 -- Put items at the end of a conversation.
--- USES _lib
+-- USES _conversation
 -- KEYS  1 conversation hash, 2 items, 3 their order
 -- ARGV  1 most items, 2 most bytes of all items, 3.. item id, item (JSON) in turn
 -- gives 'ok' | 'full' (it has as much already: nothing is added) | 'missing'

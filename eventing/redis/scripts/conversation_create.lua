@@ -1,5 +1,5 @@
 -- Record a conversation with its first items, once.
--- USES _lib
+-- USES _clock _conversation
 -- KEYS  1 conversation hash, 2 items, 3 their order
 -- ARGV  1 tenant, 2 retention_s, 3 metadata (JSON), 4.. item id, item (JSON) in turn
 -- gives created_ms

@@ -1,5 +1,5 @@
 -- Delete one item of a conversation, with its vector. A summary that covers it goes too: it may repeat the item.
--- USES _lib
+-- USES _conversation
 -- KEYS  1 conversation hash, 2 items, 3 their order, 4 vectors
 -- ARGV  1 item id
 -- gives 1 | 0 (there is no such item)

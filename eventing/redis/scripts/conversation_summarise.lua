@@ -1,5 +1,5 @@
 -- Put a new summary in place of the one that it was made of; the first one wins.
--- USES _lib
+-- USES _conversation
 -- KEYS  1 conversation hash
 -- ARGV  1 number of the last item that the summary before covers, 0 for none, 2 that of the new one, 3 summary (JSON)
 -- gives 1 | 0 (there is another summary now, or the conversation is gone)

@@ -1,5 +1,5 @@
 -- Set one field of a conversation that is still there.
--- USES _lib
+-- USES _conversation
 -- KEYS  1 conversation hash
 -- ARGV  1 field, 2 value
 -- gives 1 | 0 (it is gone)

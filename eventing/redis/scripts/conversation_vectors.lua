@@ -1,5 +1,5 @@
 -- Keep vectors beside the items that they are of. An item that is gone gets none.
--- USES _lib
+-- USES _conversation
 -- KEYS  1 conversation hash, 2 items, 3 their order, 4 vectors
 -- ARGV  item id, vector in turn
 -- gives how many were kept

@@ -1,5 +1,5 @@
 -- Take what a person decided about a call, once: a second decision gets the first. One that comes too late is denied.
--- USES _lib _tools
+-- USES _clock _job _calls _tools
 -- KEYS  1 job hash, 2 token stream
 -- ARGV  1 turn, 2 place, 3 approval id, 4 state (pending, denied, returned, unknown), 5 text, 6 approver, 7 recheck_ms, 8 retention_s of a job
 --       that ends, 9.. the call's event, then the predictor's: record, '1' to note that it is unpublished, number of queues, prefixes of their keys

@@ -1,6 +1,6 @@
 -- Forget a job that has ended. One that was redriven meanwhile is not touched. What is left is a tombstone, which every script that
 -- records jobs knows: an event of the job that comes later makes no new one. Its answer is served to no other job any more.
--- USES _lib
+-- USES _job _cache
 -- KEYS  1 job hash, 2 token stream, 3 list of the tenant's jobs, 4 list of its dead letters
 -- ARGV  1 job id, 2 retention_s of the tombstone
 -- gives 1 | 0 (there is none, or it has not ended)

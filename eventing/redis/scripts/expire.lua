@@ -1,5 +1,5 @@
 -- Fail jobs whose deadline has passed and that have no lease. An owner learns of the deadline by `renew`, and ends the job.
--- USES _lib
+-- USES _clock _job _end
 -- KEYS  1 index of deadlines
 -- ARGV  1 most to look at, 2 retention_s of a failed job, 3 lease_ms, 4 retention_s of another
 -- gives the ids of the jobs that it ended

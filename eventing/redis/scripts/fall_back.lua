@@ -1,6 +1,6 @@
 -- Send a waiting job to the model that stands in for its own, which does not start: its new request, and the event in the other model's
 -- queues in place of its own. An attempt that has begun meanwhile keeps it.
--- USES _lib
+-- USES _clock _job _queue _cache
 -- KEYS  1 job hash, 2 token stream, 3 hash of the model's starts
 -- ARGV  1 fallback as the job's record has it, 2 attempt, 3 lease_ms, 4 recheck_ms, 5 '1' to note that its event is unpublished, 6 event record,
 --       7 number n of queues that want it, 8..7+n prefixes of their keys, 8+n.. field, value pairs (prepared, prepared_sha, routing)

@@ -1,5 +1,5 @@
 -- End a running job: the last tokens, result and state in one step, by the newest lease only. The first terminal state wins.
--- USES _lib
+-- USES _clock _job _end
 -- KEYS  1 job hash, 2 token stream
 -- ARGV  1 attempt, 2 lease id, 3 state, 4 retention_s, 5 '1' for a dead letter, 6 outcome word for the history,
 --       7..10 tokens as in `append` (7 '' for none), 11 milliseconds of GPU time to charge, 12 event record of the first step after it, '' for

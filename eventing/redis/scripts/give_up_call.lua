@@ -1,5 +1,5 @@
 -- The delivery of a call was given up by its broker: it was not run, or it is in doubt.
--- USES _lib _tools
+-- USES _clock _job _calls _tools
 -- KEYS  1 job hash, 2 token stream
 -- ARGV  1 turn, 2 place, 3 idempotency key of the call that was delivered, 4 reason, 5 recheck_ms, 6 retention_s of a job that ends,
 --       7.. the predictor's event: record, '1' to note that it is unpublished, number of queues, prefixes of their keys

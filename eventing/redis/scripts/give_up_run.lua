@@ -1,5 +1,5 @@
 -- A run of a step failed: the step waits for its next try. Nothing is changed when the job has moved on.
--- USES _lib
+-- USES _clock _job
 -- KEYS  1 job hash, 2 token stream
 -- ARGV  1 step, 2 attempt
 -- gives 1 | 0

@@ -1,5 +1,5 @@
 -- Send a job that was recorded without a plan to its predictor, under an empty plan: its model was given a plan since.
--- USES _lib
+-- USES _clock _job _queue
 -- KEYS  1 job hash
 -- ARGV  1 recheck_ms, 2 '1' to note that its event is unpublished, 3 event record, 4 number n of queues that want it, 5..4+n prefixes of
 --       their keys, 5+n.. field, value pairs (plan, plan_version, step)

@@ -1,5 +1,5 @@
 -- Note how far a running call is, unless that was noted a moment ago: at most once a second, and more rarely the longer the call runs.
--- USES _lib _tools
+-- USES _clock _job _tools
 -- KEYS  1 job hash, 2 token stream
 -- ARGV  1 turn, 2 place, 3 lease number, 4 hash of the call's token, '' for none, 5 what it says (JSON)
 -- gives 'ok' | 'soon' (dropped) | 'late' (the call does not run any more, or not under this lease or token) | 'missing'

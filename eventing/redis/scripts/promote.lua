@@ -1,6 +1,6 @@
 -- Queue a job that followed another which ended without an answer: it goes on from the other's tokens, and the other's followers will follow
 -- it.
--- USES _lib
+-- USES _clock _job _queue _cache
 -- KEYS  1 job hash, 2 token stream, 3 hash of the job that it followed, 4 that one's token stream, 5 that one's followers
 -- ARGV  1 job id, 2 id of the job that it followed, 3 recheck_ms, 4 '1' to note that its event is unpublished, 5 event record,
 --       6 retention_s, 7.. prefixes of the queues that want it

@@ -1,6 +1,6 @@
 -- Ask to send a call to a provider: its circuit breaker must be closed (or this is the one probe), and its buckets of requests and tokens
 -- must hold what the call is expected to take. All processes that use the provider share the hash, by store time.
--- USES _lib _provider
+-- USES _clock _provider
 -- KEYS  1 provider hash
 -- ARGV  1 tokens of the prompt (estimated), 2 most tokens of the answer ('' for any), 3 window_ms of the limits,
 --       4 share of the limits that this lane leaves to others (0 to 1), 5 requests a window to begin with, 6 probe_ms: longest probe

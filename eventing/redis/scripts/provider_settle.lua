@@ -1,5 +1,5 @@
 -- Note how a call to a provider went: what it really took, what the answer said of the limits, and whether the breaker opens or closes.
--- USES _lib _provider
+-- USES _clock _provider
 -- KEYS  1 provider hash, 2 list of the newest answers' lengths, 3 list of their times to a first token
 -- ARGV  1 seq, 2 tokens reserved, 3 tokens reserved by all at that time, 4 '1' for a probe,
 --       5 'ok' | 'failed' | 'unreachable' | 'limited' | 'refused' (the call's own fault) | 'cut' (by us: says nothing of the provider),

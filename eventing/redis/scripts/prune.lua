@@ -1,5 +1,5 @@
 -- Take jobs whose record has expired out of their tenants' lists. One that was recorded again since, or redriven, stays.
--- USES _lib
+-- USES _clock
 -- KEYS  1 index of ended jobs by when their record expires, `<list> <job id>` each
 -- ARGV  1 most to look at
 -- gives how many were looked at

@@ -1,5 +1,5 @@
 -- Put the calls of a job's newest turn that wait for no person into their queues again. A turn that an earlier job left is taken over here.
--- USES _lib _tools
+-- USES _clock _job _tools
 -- KEYS  1 job hash, 2 token stream
 -- ARGV  1 step, 2 attempt, 3 plan version, 4 recheck_ms, 5 retention_s of a job that ends with it, 6.. the predictor's event: record, '1' to
 --       note that it is unpublished, number of queues, prefixes of their keys; number of calls; then for each its place and its event

@@ -1,7 +1,7 @@
 -- Give a dead letter a new life under the same id: it waits again, for its first attempt of a fresh budget. Its attempt number is raised,
 -- so that whatever still comes of the old life is known by its number. The steps that were done stay done, and tool calls too, unless the
 -- request was edited; then the calls' keys are of another epoch.
--- USES _lib _tools
+-- USES _clock _job _queue _conversation _tools
 -- KEYS  1 job hash, 2 token stream
 -- ARGV  1 '1' if the request was edited (then tokens so far are void, and the next attempt says so), 2 attempt of the dead letter,
 --       3 recheck_ms, 4 '1' to note that its event is unpublished, 5 event record, 6 number n of queues that want it,

@@ -1,5 +1,5 @@
 -- Record an event that can never be a job, once: failed from the start. A job that another event asked for is left alone.
--- USES _lib
+-- USES _clock _job _end
 -- KEYS  1 job hash, 2 list of the tenant's jobs
 -- ARGV  1 sha of the raw data, 2 retention_s, 3 error, 4.. field, value pairs of the record
 -- gives 'rejected' | 'exists' (rejected or ended before) | 'conflict' (a job of another request has this identity) | 'deleted'

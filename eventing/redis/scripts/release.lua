@@ -1,5 +1,5 @@
 -- Give a job back before it ended, so that the next attempt starts at once and not when the lease runs out.
--- USES _lib
+-- USES _clock _job _end
 -- KEYS  1 job hash, 2 token stream
 -- ARGV  1 attempt, 2 lease id, 3 'handover' (costs no attempt) | 'failure' | 'lost' (each costs one), 4 max_attempts, 5 retention_s, 6 error JSON for the last failure
 -- gives 'queued' | 'exhausted' (now failed, a dead letter) | 'fenced' | 'terminal' | 'missing'

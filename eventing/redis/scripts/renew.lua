@@ -1,5 +1,5 @@
 -- Lengthen a lease that is still ours. Store time decides; a lease that ran out but was not taken over is still ours.
--- USES _lib
+-- USES _clock _queue
 -- KEYS  1 job hash
 -- ARGV  1 attempt, 2 lease id, 3 lease_ms (0: only look)
 -- gives 'ok' | 'expired' (past the job's deadline) | 'fenced' | 'terminal' | 'missing'

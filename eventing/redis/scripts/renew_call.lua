@@ -1,5 +1,5 @@
 -- Lengthen the lease of a call that is still its holder's.
--- USES _lib _tools
+-- USES _clock _job _end _tools
 -- KEYS  1 job hash
 -- ARGV  1 turn, 2 place, 3 lease number, 4 lease_ms
 -- gives 1 | 0 (it is not, or the job has ended, or is late: stop)

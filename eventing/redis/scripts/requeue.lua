@@ -1,6 +1,6 @@
 -- Whether a job whose request event another broker gave up is to be published again, or that broker can have spent its retries.
 -- Time is counted from the last moment at which the job was published or an attempt of it held it.
--- USES _lib
+-- USES _clock _job
 -- KEYS  1 job hash
 -- ARGV  1 retry_span_ms, 2 '1' if the last try of that broker was answered, 3 longest_delay_ms, 4 lease_ms
 -- gives 'requeued' (and noted as unpublished, due after a pause that grows) | 'spent' | 'held' | 'terminal' | 'missing'

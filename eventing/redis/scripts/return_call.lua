@@ -1,6 +1,6 @@
 -- Store how a send of a call ended, by its newest lease or by the token that it was sent with. Where it was the last open call of its turn, the
 -- next turn is queued in the same step, or the job ends with the turn.
--- USES _lib _tools
+-- USES _clock _job _calls _tools
 -- KEYS  1 job hash, 2 token stream
 -- ARGV  1 turn, 2 place, 3 lease number, 4 state, 5 hash of a token, '' for none, 6 recheck_ms, 7 retention_s of a job that ends,
 --       8 how it ended (JSON: output, is_error, handle, again_ms (after which a sweep queues an accepted call), object_ref, output_bytes,

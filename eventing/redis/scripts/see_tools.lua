@@ -1,5 +1,5 @@
 -- Note the list of a tool server that was just read for a tenant, and pin it where it is the first.
--- USES _lib
+-- USES _clock
 -- KEYS  1 the tenant's lists: `LABEL` (JSON: address, digest, read_ms, pinned, pinned_ms, by), `LABEL:tools` and `LABEL:pinned` (tools of both)
 -- ARGV  1 label, 2 digest of the server's address, 3 digest of the list, 4 its tools (JSON), 5 '1' to pin, 6 '1' where a list may lack pinned tools (it was given for a request's own credentials)
 -- gives 'same' | 'first' | 'changed'

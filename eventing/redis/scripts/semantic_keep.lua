@@ -1,6 +1,6 @@
 -- Keep the answer of a job that ended for questions of the same meaning: the vector of its question, and which job answered. Not when its
 -- answers were voided, or its model's weights changed, since it was looked for; and not again once it was forgotten.
--- USES _lib
+-- USES _clock _job _cache
 -- KEYS  1 job hash, 2 entry, 3 vectors of its partition, 4 the tenant's entries by when they expire
 -- ARGV  1 job id, 2 the tenant's part of keys, 3 name of the entry, 4 partition, 5 vector, 6 version of the look-up, 7 ttl_s,
 --       8 most entries of the tenant

@@ -1,6 +1,6 @@
 -- Mark a call as sent and take its lease, before it is dialled, or say why not. A call that was sent and whose lease has lapsed is in doubt:
 -- it is sent again where its effect class allows; else a person is asked, or the caller is told to give it up.
--- USES _lib _tools
+-- USES _clock _job _calls _end _tools
 -- KEYS  1 job hash, 2 token stream
 -- ARGV  1 turn, 2 place, 3 owner, 4 lease_ms, 5 hash of the token of a later result, '' for none, 6 retention_s of a failed job,
 --       7 retention_s of another, 8 recheck_ms, 9 a random mark by which the sender knows this send,

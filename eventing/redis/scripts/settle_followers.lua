@@ -1,6 +1,6 @@
 -- End some of the jobs that follow one that has ended, with its answer; or, when it has none, say which of them is to run instead, or let
 -- them follow that one.
--- USES _lib
+-- USES _clock _job _end
 -- KEYS  1 hash of the job that is followed, 2 its followers
 -- ARGV  1 its id, 2 most to look at, 3 retention_s
 -- gives {'done'} (none is left) | {'more'} | {'running'} | {'orphaned', the oldest follower} | {'moved', whom they follow now}

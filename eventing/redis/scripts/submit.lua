@@ -2,7 +2,7 @@
 -- on a broker that is not ours. The same identity with the same request and options is the same job; with others it is a conflict.
 -- A job that may be answered from the exact cache ends here with a kept answer, or follows the job that is on its way to it, and is in no
 -- queue. A cache that can not be read has no answer.
--- USES _lib
+-- USES _clock _job _queue _conversation _cache _calls _end
 -- KEYS  1 job hash, 2 list of the tenant's jobs, then the hash of its conversation (of a job that has one), and of the job whose last turn it
 --       takes over (with the field `carried_from`)
 -- ARGV  1 job id, 2 sha of the request, 3 sha of the call's options, '' for any, 4 deadline_ms, 5 recheck_ms,
@@ -14,6 +14,7 @@
 --       | {'locked', 0} (another job is adding to its conversation) | {'moved', 0} (the conversation is longer now) | {'gone', 0} (deleted)
 --       | {'answered', 0} (another job took the turn over) | {'unasked', 0} (it can not be taken over)
 --       | {'hit', created_ms, the record} | {'follows', created_ms, leader, use} | {'uncached', 0} (and nothing was recorded)
+local MOST_FOLLOWERS = 10000 -- of one job
 local LANES = {interactive = 1, default = 2, batch = 3}
 local list = string.match(KEYS[2], '^torpor:jobs:(.*)$')
 

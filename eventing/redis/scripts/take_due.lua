@@ -1,5 +1,5 @@
 -- Take members that are due from a time index, pushing each out so that no other sweeper takes it meanwhile.
--- USES _lib
+-- USES _clock
 -- KEYS  1 sorted set
 -- ARGV  1 count, 2 push_ms
 -- gives the members taken

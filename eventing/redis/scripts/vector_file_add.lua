@@ -1,6 +1,6 @@
 -- Add a file to a vector store, and note that it is to be indexed. One that is there with the same settings, and has not failed, stays
 -- as it is; any other is indexed again.
--- USES _lib
+-- USES _clock
 -- KEYS  1 store hash, 2 list of its files, 3 file hash, 4 notes of files to be indexed or removed, 5 batch hash (or the store's again)
 -- ARGV  1 file id, 2 settings (JSON), 3 generation, 4 note, 5 most files, 6 prefix of batches' and files' keys, 7 batch id, '' for none,
 --       8 list of the batch's files, 9 store id

@@ -1,5 +1,5 @@
 -- End the indexing of a file, once.
--- USES _lib
+-- USES _clock
 -- KEYS  1 store hash, 2 file hash, 3 notes of files to be indexed or removed
 -- ARGV  1 generation, '' for any, 2 status, 3 error (JSON), '' for none, 4 usage_bytes, 5 note, 6 prefix of batches' keys, 7 chunks
 -- gives 1 | 0 (it was removed, added again, or has ended)

@@ -1,5 +1,5 @@
 -- Take a file out of a vector store, and note that its chunks are to go.
--- USES _lib
+-- USES _clock
 -- KEYS  1 store hash, 2 list of its files, 3 file hash, 4 notes of files to be indexed or removed
 -- ARGV  1 file id, 2 note, 3 prefix of batches' and files' keys, 4 store id
 -- gives 1 | 0 (there is no such file)

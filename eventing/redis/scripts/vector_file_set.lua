@@ -1,5 +1,5 @@
 -- Change the settings of a file in a vector store, and note that its chunks are to follow.
--- USES _lib
+-- USES _clock
 -- KEYS  1 store hash, 2 file hash, 3 notes of files to be indexed or removed
 -- ARGV  1 settings (JSON), 2 note
 -- gives 1 | 0 (there is no such file)

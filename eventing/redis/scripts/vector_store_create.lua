@@ -1,5 +1,5 @@
 -- Record a vector store, and note when it is first to be looked at whether it has expired.
--- USES _lib
+-- USES _clock
 -- KEYS  1 store hash, 2 list of the tenant's stores, 3 notes of files to be indexed or removed
 -- ARGV  1 store id, 2 tenant, 3 settings (JSON), 4 its note, 5 how long it is kept unused, in milliseconds (0 for ever)
 -- gives 1 | 0 (it was there)

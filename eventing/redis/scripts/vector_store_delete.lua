@@ -1,5 +1,5 @@
 -- Delete a vector store, or only empty one that has expired, and note that its chunks are to go.
--- USES _lib
+-- USES _clock
 -- KEYS  1 store hash, 2 list of the tenant's stores, 3 list of its files, 4 notes of files to be indexed or removed
 -- ARGV  1 store id, 2 prefix of its files' keys, 3 note, 4 'empty' to keep the record, 5 prefix of files' keys
 -- gives 1 | 0 (there is no such store)

@@ -1,5 +1,5 @@
 -- Change a vector store that exists: its settings, or only when it was last used.
--- USES _lib
+-- USES _clock
 -- KEYS  1 store hash, 2 notes of files to be indexed or removed
 -- ARGV  1 settings (JSON), '' to leave them, 2 its note, 3 how long it is kept unused, in milliseconds (0 for ever)
 -- gives 1 | 0 (there is no such store)

@@ -13,7 +13,7 @@ from eventing.job.passage import without_links
 from eventing.store.conversation.conversation import Item
 
 LINK_HOSTS: Final = "link_hosts"
-"""The field of a kept item that says where its links may lead (`link_hosts_field` in `_lib.lua`)."""
+"""The field of a kept item that says where its links may lead (`link_hosts_field` in `_conversation.lua`)."""
 
 
 def shown_item(raw: bytes) -> Item:

@@ -214,7 +214,7 @@ def request_of(raw: bytes) -> JobRequest:
 
 
 def _pipeline(text: bytes) -> tuple[StepRecord, ...]:
-    """The steps that have begun: one line each (`put_step` in `_lib.lua`)."""
+    """The steps that have begun: one line each (`put_step` in `_job.lua`)."""
     records = []
     for line in text.splitlines():
         name, status, started, ended, runs, detail = line.split(b" ", 5)

@@ -120,7 +120,7 @@ class MemoryStepStore(MemoryStore):
             record.job = replace(record.job, fallback=publication.fallback)
 
 
-_SHOWN_RUNS = 20  # of a step in a token stream, as in _lib.lua
+_SHOWN_RUNS = 20  # of a step in a token stream, as in _job.lua
 
 
 def _line(job: Job, step: str, now_ms: int) -> StepRecord:

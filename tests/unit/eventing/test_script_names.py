@@ -9,15 +9,16 @@ from eventing.job.plan import TOOLS_STEP
 from eventing.redis import keys
 from eventing.store.archive import LARGE_BYTES
 
-LIB = files("eventing.redis.scripts").joinpath("_lib.lua").read_text(encoding="utf-8")
-HEAD = LIB.partition("\nlocal function")[0]
 
 
 def constants() -> dict[str, str]:
     """The constants at the top of what scripts share, by name."""
     found: dict[str, str] = {}
-    for names, values in re.findall(r"^local ([A-Z_, ]+) = ([^-\n]+)", HEAD, re.MULTILINE):
-        found |= dict(zip(names.split(", "), values.strip().split(", "), strict=True))
+    for file in files("eventing.redis.scripts").iterdir():
+        if file.name.startswith("_") and file.name.endswith(".lua"):
+            head = file.read_text(encoding="utf-8").partition("\nlocal function")[0]
+            for names, values in re.findall(r"^local ([A-Z_, ]+) = ([^-{}\n]+)", head, re.MULTILINE):
+                found |= dict(zip(names.split(", "), values.strip().split(", "), strict=True))
     return found
 
 
