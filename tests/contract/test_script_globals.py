@@ -31,7 +31,9 @@ async def test_a_script_reads_its_own_names_and_those_of_the_files_that_it_uses(
 
 
 async def test_a_name_that_no_one_defines_is_found(redis: Redis) -> None:
-    nested = "local function f() return function() return no_one end end return redis.call('PING', f())"
+    nested = (
+        "local function f() return function() return no_one end end return redis.call('PING', f())"
+    )
     assert await names_of_globals(redis, nested) == {"redis", "no_one"}
 
 

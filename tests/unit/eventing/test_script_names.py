@@ -10,14 +10,15 @@ from eventing.redis import keys
 from eventing.store.archive import LARGE_BYTES
 
 
-
 def constants() -> dict[str, str]:
     """The constants at the top of what scripts share, by name."""
     found: dict[str, str] = {}
     for file in files("eventing.redis.scripts").iterdir():
         if file.name.startswith("_") and file.name.endswith(".lua"):
             head = file.read_text(encoding="utf-8").partition("\nlocal function")[0]
-            for names, values in re.findall(r"^local ([A-Z_, ]+) = ([^-{}\n]+)", head, re.MULTILINE):
+            for names, values in re.findall(
+                r"^local ([A-Z_, ]+) = ([^-{}\n]+)", head, re.MULTILINE
+            ):
                 found |= dict(zip(names.split(", "), values.strip().split(", "), strict=True))
     return found
 
