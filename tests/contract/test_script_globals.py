@@ -17,9 +17,10 @@ SCRIPTS: Final = sorted(
     for file in files("eventing.redis.scripts").iterdir()
     if file.name.endswith(".lua") and not file.name.startswith("_")
 )
-OF_THE_SERVER: Final = set(
-    "KEYS ARGV redis cjson cmsgpack string table math tonumber tostring ipairs pairs next type unpack pcall error".split()
-)
+OF_THE_SERVER: Final = {
+    *("KEYS", "ARGV", "redis", "cjson", "cmsgpack", "string", "table", "math"),
+    *("tonumber", "tostring", "ipairs", "pairs", "next", "type", "unpack", "pcall", "error"),
+}
 GETGLOBAL, SETGLOBAL = 5, 7
 
 

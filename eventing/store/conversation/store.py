@@ -1,8 +1,8 @@
 """The durable records of conversations and their items.
 
 Called by the api and the memory step. What two writers could do at once is one script; a response appends its items
-in the script that ends its job (`end_turn` in `_conversation.lua`). A conversation lives for `RETENTION_S` after its last
-change; its items, their order and their vectors live and go with it.
+in the script that ends its job (`end_turn` in `_conversation.lua`). A conversation lives for `RETENTION_S` after its
+last change; its items, their order and their vectors live and go with it.
 """
 
 from collections.abc import Mapping, Sequence
