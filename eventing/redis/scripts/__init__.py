@@ -1,3 +1,3 @@
-"""One Lua file a script. Files that begin with `_` hold what several share: `eventing.redis.script` puts them before each
-script that says so (`-- USES _clock _job`).
+"""One Lua file a script. Files that begin with `_` hold what several share: `eventing.redis.script` puts them before
+each script that says so (`-- USES _clock _job`).
 """
