@@ -4,6 +4,7 @@
 further servers, for tests that kill them.
 """
 
+import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -29,6 +30,10 @@ hypothesis.settings.load_profile("torpor")
 # httpx gives up after five seconds by default, and only tests use it.
 for _phase in ("connect", "read", "write", "pool"):
     setattr(httpx._config.DEFAULT_TIMEOUT_CONFIG, _phase, HANG_S)
+
+# Clients of gRPC in this process would start threads in a child between fork and exec, which one in twenty children
+# does not survive while a call is under way (`preexec_fn`).
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
 
 LONG_FILES = (Path(__file__).parent / "long_files.txt").read_text().split()
 """Files of more than ten seconds, about the longest first, as `--durations` shows them."""
