@@ -1,5 +1,5 @@
 -- A job's record: its history, what scripts judge by, and the steps of its plan that have begun.
-local UNSTARTED, UNPUBLISHED, DEADLINES = 'torpor:outbox:awaited', 'torpor:outbox:requests', 'torpor:deadlines'
+local UNSTARTED, UNPUBLISHED, DEADLINES = 'torpor:outbox:awaited', 'torpor:outbox:requests', 'torpor:deadlines' -- jobs, by when something is due
 local SHOWN_RUNS = 20 -- of a step in a token stream: one that waits for a day would fill it
 local TOOLS = 'tools' -- the step in which a job waits for its calls
 
